@@ -1,0 +1,107 @@
+# Every target sets up what it needs: a virtual environment in .venv with PyTorch, the package
+# installed from this tree, and its C++ kernels. The second time that costs nothing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -e -u -o pipefail -c
+.DEFAULT_GOAL := help
+
+# The interpreter .venv is made from; empty: python3.11 if there is one, else python3.
+PYTHON ?=
+# Passed on to the command a target runs, e.g. make test ARGS="-k options -x".
+ARGS ?=
+
+VENV := .venv/bin
+PIP := $(VENV)/python -m pip --disable-pip-version-check
+# Prints the requirements that an expression over pyproject.toml gives, one a line.
+REQUIREMENTS = @$(VENV)/python -c 'import tomllib; config = tomllib.load(open("pyproject.toml", "rb")); project = config["project"]; extras = project["optional-dependencies"]; print(*$(1), sep="\n")'
+CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+# The folders of scripts, beside the package, that hold any.
+SCRIPTS := $(patsubst %/,%,$(sort $(dir $(wildcard examples/*.py benchmarks/*.py))))
+# The compiler that both setuptools and Inductor take. It is part of the stamp's name, so that a
+# compiler installed later leads to the kernels being built.
+COMPILER := $(shell command -v $${CXX:-g++} 2>/dev/null)
+INSTALLED := .venv/.installed$(if $(COMPILER),,-without-compiler)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: $(INSTALLED) ## compare eager, Inductor and coxmoe on a model (ARGS="--layers 2")
+	$(VENV)/python examples/quickstart.py $(ARGS)
+
+.PHONY: test
+test: $(INSTALLED) ## run the tests, without the slow ones (ARGS="-k options")
+	$(VENV)/python -m pytest $(ARGS)
+
+.PHONY: test-all
+test-all: $(INSTALLED) ## run all tests
+	$(VENV)/python -m pytest -m "" $(ARGS)
+
+.PHONY: bench
+bench: $(INSTALLED) ## time the experts alone against others and the roofline (ARGS="--tokens 1,8")
+	$(VENV)/python benchmarks/experts.py $(ARGS)
+
+.PHONY: lint
+lint: .venv/.packages ## check style: ruff, clang-format
+	$(VENV)/ruff check
+	$(VENV)/ruff format --check
+	$(if $(CXX_SOURCES),$(VENV)/clang-format --dry-run -Werror $(CXX_SOURCES))
+
+# mypy knows nothing of setuptools' package-dir, which puts passes/ and runtime/ into the package,
+# so it gets a tree that looks like the installed package. Scripts import each other by bare name.
+.PHONY: types
+types: .venv/.packages ## check types: mypy
+	@rm -rf .mypy_cache/source && mkdir -p .mypy_cache/source/coxcompile
+	@cd .mypy_cache/source/coxcompile && ln -s ../../../coxcompile/* ../../../passes ../../../runtime .
+	@$(if $(SCRIPTS),ln -s $(SCRIPTS:%=../../%) .mypy_cache/source)
+	cd .mypy_cache/source && MYPYPATH=.:examples:benchmarks \
+	    ../../$(VENV)/mypy --config-file ../../pyproject.toml --cache-dir .. --explicit-package-bases \
+	    coxcompile $(SCRIPTS) | sed -E 's#^coxcompile/(passes|runtime)/#\1/#'
+
+.PHONY: format
+format: .venv/.packages ## rewrite the sources in the project's style
+	$(VENV)/ruff check --fix
+	$(VENV)/ruff format
+	$(if $(CXX_SOURCES),$(VENV)/clang-format -i $(CXX_SOURCES))
+
+.PHONY: clean
+clean: ## remove what was built; .venv stays (rm -r .venv for that too)
+	rm -rf build *.egg-info coxcompile/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .venv/.installed*
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+# pip is made last, so a half-made .venv is made again.
+.venv/bin/pip:
+	@for candidate in $(or $(PYTHON),python3.11 python3); do \
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        python="$$candidate"; break; \
+	    fi; \
+	done; \
+	if [ -z "$${python:-}" ]; then \
+	    echo "No Python 3.11 or later found as $(or $(PYTHON),python3.11 or python3). Install one, or name it: make PYTHON=/path/to/python3.11" >&2; \
+	    exit 1; \
+	fi; \
+	if ! "$$python" -c 'import venv; from ensurepip import version' 2>/dev/null; then \
+	    echo "$$python cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; \
+	    exit 1; \
+	fi; \
+	echo "Making .venv with $$("$$python" -V)"; \
+	"$$python" -m venv .venv
+
+# PyTorch first, at the version the build pins; triton without its dependencies, so that it cannot
+# choose another PyTorch.
+.venv/.packages: pyproject.toml | .venv/bin/pip
+	$(call REQUIREMENTS,config["build-system"]["requires"]) | $(PIP) install -r /dev/stdin
+	$(PIP) install --no-deps triton==3.7.1
+	$(call REQUIREMENTS,project["dependencies"] + extras["examples"] + extras["dev"]) | $(PIP) install -r /dev/stdin
+	@touch $@
+
+$(INSTALLED): .venv/.packages pyproject.toml setup.py $(CXX_SOURCES)
+ifeq ($(COMPILER),)
+	@echo "No C++ compiler ($${CXX:-g++}) found: installing without the C++ kernels. On Debian: apt-get install g++" >&2
+endif
+	@$(VENV)/python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' \
+	    || echo "No Python.h found, which Inductor needs to compile for the CPU. On Debian: apt-get install python3-dev" >&2
+	$(if $(COMPILER),@echo "Building the C++ kernels: a minute or two")
+	$(PIP) install --no-build-isolation --no-deps -e .
+	@rm -f .venv/.installed* && touch $@

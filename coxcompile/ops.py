@@ -1,0 +1,80 @@
+"""The operators of rewritten graphs (namespace ``coxmoe``): schemas, fake kernels, CPU kernel.
+
+Every recognised MoE block, whatever it looked like, becomes::
+
+    coxmoe::coalesced_experts(hidden_states, expert_ids, routing_weights, gate_up, down,
+                              gate_up_bias, down_bias, *, activation, gate_layout, transposed,
+                              alpha, limit) -> Tensor
+
+It is the whole routed FFN of one layer over the whole batch (paper §3.1, §4.1, OP3): each token's
+``top_k`` experts, weighted and summed.
+
+================  ==================================================  ===========================
+argument          shape                                               dtype
+================  ==================================================  ===========================
+hidden_states     [T, H]                                              float32, bfloat16, float16
+expert_ids        [T, top_k], values in [0, E)                        int64, int32
+routing_weights   [T, top_k]                                          any floating point
+gate_up           [E, 2 I, H], or [E, H, 2 I] if ``transposed``       hidden_states'
+down              [E, H, I], or [E, I, H] if ``transposed``           hidden_states'
+gate_up_bias      [E, 2 I] or None                                    hidden_states'
+down_bias         [E, H] or None                                      hidden_states'
+result            [T, H]                                              hidden_states'
+================  ==================================================  ===========================
+
+``activation`` is "silu", "gelu", "gelu_tanh" or "relu" (``act(gate) * up``), or "swigluoai"
+(GPT-OSS: ``(clamp(up, -limit, limit) + 1) * g * sigmoid(alpha * g)`` with
+``g = clamp(gate, max=limit)``). ``gate_layout`` is "concatenated" (all gate outputs, then all up
+outputs) or "interleaved" (gate, up, gate, up, …). Sums are in float32; the same inputs give the
+same bits for any number of threads. Weights must be contiguous; they are read where they lie. Wrong
+arguments raise ``ValueError`` (``IndexError`` for an expert id out of range) naming the argument.
+
+``coxmoe::streamed_linear(input, weight, bias)`` is ``torch.nn.functional.linear`` for few tokens:
+input [..., inputs], weight [outputs, inputs] contiguous, bias [outputs] or None, all of one dtype.
+"""
+
+import torch
+
+from coxcompile.runtime.kernels import load_cpu_kernels
+
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+_library = torch.library.Library("coxmoe", "DEF")
+_library.define(
+    "coalesced_experts(Tensor hidden_states, Tensor expert_ids, Tensor routing_weights, "
+    "Tensor gate_up, Tensor down, Tensor? gate_up_bias=None, Tensor? down_bias=None, *, "
+    'str activation="silu", str gate_layout="concatenated", bool transposed=False, '
+    "float alpha=1.0, float? limit=None) -> Tensor",
+    tags=_TAGS,
+)
+_library.define(
+    "streamed_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor", tags=_TAGS
+)
+
+
+@torch.library.register_fake("coxmoe::coalesced_experts")
+def _fake_coalesced_experts(
+    hidden_states: torch.Tensor,
+    expert_ids: torch.Tensor,
+    routing_weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
+    *,
+    activation: str = "silu",
+    gate_layout: str = "concatenated",
+    transposed: bool = False,
+    alpha: float = 1.0,
+    limit: float | None = None,
+) -> torch.Tensor:
+    return hidden_states.new_empty(hidden_states.shape)
+
+
+@torch.library.register_fake("coxmoe::streamed_linear")
+def _fake_streamed_linear(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+
+load_cpu_kernels(_library)

@@ -1,0 +1,26 @@
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "products.h"
+
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+namespace coxcompile {
+namespace {
+#include "product_tiles.h"
+#include "widening_lanes.h"
+}  // namespace
+
+template <typename scalar_t>
+ProductKernels<scalar_t> avx512_products() {
+  using Lanes = WideningLanes<scalar_t>;
+  return {row_major_products<Lanes>, Lanes::step, transposed_products<Lanes>, 2, "avx512"};
+}
+template ProductKernels<float> avx512_products();
+template ProductKernels<at::BFloat16> avx512_products();
+template ProductKernels<at::Half> avx512_products();
+
+}  // namespace coxcompile

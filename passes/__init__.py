@@ -1,0 +1,12 @@
+"""The passes, in the order they run. Each is one file named by its verb."""
+
+from coxcompile.passes.coalesce import coalesce
+from coxcompile.passes.context import MoEBlock, Pass, PassContext, SkippedBlock
+from coxcompile.passes.find_moe import find_moe
+from coxcompile.passes.lower import lower
+from coxcompile.passes.normalize import normalize
+from coxcompile.passes.stream_linears import stream_linears
+
+PASSES: tuple[Pass, ...] = (normalize, find_moe, coalesce, stream_linears)
+
+__all__ = ["PASSES", "MoEBlock", "Pass", "PassContext", "SkippedBlock", "lower"]

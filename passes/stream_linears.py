@@ -1,0 +1,45 @@
+"""Linears of few tokens → ``coxmoe::streamed_linear``, which reads the weight where it lies."""
+
+import torch
+from torch.fx import GraphModule, Node
+
+import coxcompile.ops  # noqa: F401  (defines the op)
+from coxcompile.passes.context import PassContext, parameters_of
+from coxcompile.passes.moe_forms.patterns import shape_of
+
+aten = torch.ops.aten
+
+MOST_TOKENS = 16
+SMALLEST_WEIGHT_BYTES = 1 << 20
+
+
+def stream_linears(graph_module: GraphModule, context: PassContext) -> GraphModule:
+    """Rewrite bfloat16 linears of at most 16 tokens whose weight is a parameter of 1 MiB or more.
+
+    With so few tokens a linear is bound by reading its weight, and oneDNN reorders an unpacked
+    weight on every call. Must not fire where the number of tokens is symbolic, where oneDNN does as
+    well (many tokens; weights that stay in a cache), on a processor without bfloat16 products, or
+    in a graph without MoE blocks, which is Inductor's alone.
+    """
+    if not context.blocks or not torch.cpu._is_avx512_bf16_supported():
+        return graph_module
+    parameters = parameters_of(graph_module, context)
+    for node in graph_module.graph.find_nodes(op="call_function", target=aten.linear.default):
+        weight = node.args[1]
+        if weight in parameters and _is_streamed(node, parameters[weight]):
+            node.target = torch.ops.coxmoe.streamed_linear.default
+    return graph_module
+
+
+def _is_streamed(linear: Node, weight: torch.Tensor) -> bool:
+    tokens = 1
+    for size in shape_of(linear)[:-1]:
+        if not isinstance(size, int):
+            return False
+        tokens *= size
+    return (
+        tokens <= MOST_TOKENS
+        and weight.dtype == torch.bfloat16
+        and weight.nbytes >= SMALLEST_WEIGHT_BYTES
+        and weight.is_contiguous()
+    )

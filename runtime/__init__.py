@@ -1,0 +1,1 @@
+"""What runs when a compiled graph runs: expert kernels now, streams and transfers later."""
