@@ -6,12 +6,11 @@ printed are medians: milliseconds, and the roofline's time as a fraction of the 
 """
 
 import argparse
-import contextlib
 import difflib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from roofline import Roofline, measure_roofline
+from scheduling import scheduled_first
 from torch.nn import functional
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
@@ -272,23 +272,6 @@ def table_of(layer: Layer, rows: Sequence[Row]) -> Table:
             cells.append(cell)
         table.add_row(str(tokens), routing, *cells)
     return table
-
-
-@contextlib.contextmanager
-def scheduled_first() -> Iterator[None]:
-    """Puts this session's scheduling group before others' while timing, where that is permitted."""
-    autogroup = Path("/proc/self/autogroup")
-    try:
-        nice_before = autogroup.read_text().split()[-1]
-        autogroup.write_text("-20")
-    except OSError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            autogroup.write_text(nice_before)
 
 
 @torch.inference_mode()

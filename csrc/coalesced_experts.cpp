@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "activation.h"
+#include "panels.h"
 #include "products.h"
 #include "routing.h"
 
@@ -20,11 +21,22 @@ namespace coxcompile {
 namespace {
 
 // Block sizes chosen on Zen 4 (1 MB of second-level cache a core): the weight rows of a task and
-// the tokens they meet stay there together.
+// the tokens they meet stay there together. Panels are smaller than a task's rows, so more tokens
+// fit beside them, and each further block of tokens packs the panels again.
 constexpr int64_t kTokensPerBlock = 128;
+constexpr int64_t kTokensPerPanelBlock = 512;
 
 struct Dimensions {
   int64_t tokens, top_k, experts, hidden, intermediate;
+};
+
+// Some tokens of one expert in the form its projection multiplies: rows for panels, else tiles.
+template <typename scalar_t>
+struct TokenBlock {
+  int64_t count;
+  const scalar_t* rows;  // [count, depth]; nullptr: they are in `tiles`
+  PackedTokens<scalar_t> tiles;
+  std::vector<scalar_t> gathered;
 };
 
 // One expert's projection: depth inputs to `outputs` outputs, in either of the two layouts.
@@ -36,20 +48,38 @@ struct Projection {
   int64_t depth;
   bool transposed;
 
-  void pack(const std::vector<const scalar_t*>& tokens, PackedTokens<scalar_t>& packed) const {
-    const auto& kernels = product_kernels<scalar_t>();
-    packed.pack(tokens.data(), tokens.size(), depth,
-                transposed ? kernels.transposed_step : kernels.row_major_step);
+  void prepare(const std::vector<const scalar_t*>& tokens, bool panels,
+               TokenBlock<scalar_t>& block) const {
+    block.count = tokens.size();
+    if (!panels) {
+      const auto& kernels = product_kernels<scalar_t>();
+      block.rows = nullptr;
+      block.tiles.pack(tokens.data(), block.count, depth,
+                       transposed ? kernels.transposed_step : kernels.row_major_step);
+      return;
+    }
+    block.rows = tokens[0];
+    if (tokens.back() != tokens[0] + (block.count - 1) * depth) {
+      block.gathered.resize(block.count * depth);
+      for (int64_t t = 0; t < block.count; ++t) {
+        std::copy_n(tokens[t], depth, block.gathered.data() + t * depth);
+      }
+      block.rows = block.gathered.data();
+    }
   }
 
   // result[token][i] = outputs[first + i] for i < count, bias included.
-  void run(int64_t first, int64_t count, const PackedTokens<scalar_t>& tokens, float* result,
-           int64_t result_stride) const {
+  void run(int64_t first, int64_t count, const TokenBlock<scalar_t>& tokens, float* result,
+           int64_t result_stride, std::vector<scalar_t>& panel) const {
     const auto& kernels = product_kernels<scalar_t>();
-    if (transposed) {
-      kernels.transposed(weight + first, outputs, count, tokens, depth, result, result_stride);
+    const scalar_t* block = transposed ? weight + first : weight + first * depth;
+    const int64_t stride = transposed ? outputs : depth;
+    if (tokens.rows != nullptr) {
+      multiply_by_panels(block, stride, transposed, count, depth, tokens.rows, depth, tokens.count,
+                         result, result_stride, panel);
     } else {
-      kernels.row_major(weight + first * depth, depth, count, tokens, depth, result, result_stride);
+      (transposed ? kernels.transposed : kernels.row_major)(block, stride, count, tokens.tiles,
+                                                            depth, result, result_stride);
     }
     if (bias != nullptr) {
       for (int64_t t = 0; t < tokens.count; ++t) {
@@ -126,6 +156,7 @@ class CoalescedExperts {
           run_down(tasks_[i], scratch);
         }
       }
+      release_panels<scalar_t>();
     });
     at::parallel_for(0, dimensions_.tokens, 16, [&](int64_t begin, int64_t end) {
       for (int64_t token = begin; token < end; ++token) {
@@ -138,7 +169,11 @@ class CoalescedExperts {
   // What a thread keeps from task to task.
   struct Scratch {
     std::vector<const scalar_t*> rows;
-    PackedTokens<scalar_t> tokens;
+    TokenBlock<scalar_t> tokens;
+    // Which tokens those are: a thread's next task often has the same.
+    Task::Stage stage = Task::Stage::gate_up;
+    int64_t position = -1;
+    std::vector<scalar_t> panel;
     std::vector<float> products;
   };
 
@@ -170,23 +205,20 @@ class CoalescedExperts {
   void run_gate_up(const Task& task, Scratch& scratch) {
     const auto projection = weights_.gate_up_of(task.expert, dimensions_);
     const int64_t stride = 2 * task.count;
-    scratch.products.resize(kTokensPerBlock * stride + task.count);
-    float* products = scratch.products.data();
-    float* activated = products + kTokensPerBlock * stride;
     const bool interleaved = weights_.interleaved;
-    for_token_blocks(task.expert, [&](int64_t position, int64_t token_count) {
-      scratch.rows.resize(token_count);
-      for (int64_t t = 0; t < token_count; ++t) {
-        scratch.rows[t] =
-            hidden_states_ + routing_.slots[position + t] / dimensions_.top_k * dimensions_.hidden;
-      }
-      projection.pack(scratch.rows, scratch.tokens);
+    const auto row = [&](int64_t position) {
+      return hidden_states_ + routing_.slots[position] / dimensions_.top_k * dimensions_.hidden;
+    };
+    for_token_blocks(task, projection, row, scratch, [&](int64_t position, int64_t token_count) {
+      scratch.products.resize(token_count * stride + task.count);
+      float* products = scratch.products.data();
+      float* activated = products + token_count * stride;
       if (interleaved) {
-        projection.run(2 * task.first, stride, scratch.tokens, products, stride);
+        projection.run(2 * task.first, stride, scratch.tokens, products, stride, scratch.panel);
       } else {
-        projection.run(task.first, task.count, scratch.tokens, products, stride);
+        projection.run(task.first, task.count, scratch.tokens, products, stride, scratch.panel);
         projection.run(dimensions_.intermediate + task.first, task.count, scratch.tokens,
-                       products + task.count, stride);
+                       products + task.count, stride, scratch.panel);
       }
       for (int64_t t = 0; t < token_count; ++t) {
         const float* gate = products + t * stride;
@@ -207,15 +239,13 @@ class CoalescedExperts {
       std::this_thread::yield();
     }
     const auto projection = weights_.down_of(task.expert, dimensions_);
-    scratch.products.resize(kTokensPerBlock * task.count);
-    for_token_blocks(task.expert, [&](int64_t position, int64_t token_count) {
-      scratch.rows.resize(token_count);
-      for (int64_t t = 0; t < token_count; ++t) {
-        scratch.rows[t] =
-            workspace_.intermediate.data() + (position + t) * dimensions_.intermediate;
-      }
-      projection.pack(scratch.rows, scratch.tokens);
-      projection.run(task.first, task.count, scratch.tokens, scratch.products.data(), task.count);
+    const auto row = [&](int64_t position) {
+      return workspace_.intermediate.data() + position * dimensions_.intermediate;
+    };
+    for_token_blocks(task, projection, row, scratch, [&](int64_t position, int64_t token_count) {
+      scratch.products.resize(token_count * task.count);
+      projection.run(task.first, task.count, scratch.tokens, scratch.products.data(), task.count,
+                     scratch.panel);
       for (int64_t t = 0; t < token_count; ++t) {
         const int64_t slot = routing_.slots[position + t];
         float* destination = workspace_.weighted.data() + slot * dimensions_.hidden + task.first;
@@ -228,12 +258,30 @@ class CoalescedExperts {
     });
   }
 
-  template <typename Body>
-  void for_token_blocks(int64_t expert, const Body& body) const {
-    const int64_t end = routing_.expert_offsets[expert + 1];
-    for (int64_t position = routing_.expert_offsets[expert]; position < end;
-         position += kTokensPerBlock) {
-      body(position, std::min(kTokensPerBlock, end - position));
+  // Calls body(first position, number of tokens) with these tokens in scratch.tokens, for the
+  // expert's tokens in blocks of about equal size. `row` gives a position's token.
+  template <typename Row, typename Body>
+  void for_token_blocks(const Task& task, const Projection<scalar_t>& projection, const Row& row,
+                        Scratch& scratch, const Body& body) const {
+    const int64_t begin = routing_.expert_offsets[task.expert];
+    const int64_t count = routing_.token_count(task.expert);
+    const int64_t least_for_panels = least_tokens_for_panels<scalar_t>(projection.depth);
+    const bool panels = least_for_panels > 0 && count >= least_for_panels;
+    const int64_t most = panels ? kTokensPerPanelBlock : kTokensPerBlock;
+    const int64_t blocks = (count + most - 1) / most;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t position = begin + count * block / blocks;
+      const int64_t token_count = begin + count * (block + 1) / blocks - position;
+      if (scratch.position != position || scratch.stage != task.stage) {
+        scratch.rows.resize(token_count);
+        for (int64_t t = 0; t < token_count; ++t) {
+          scratch.rows[t] = row(position + t);
+        }
+        projection.prepare(scratch.rows, panels, scratch.tokens);
+        scratch.position = position;
+        scratch.stage = task.stage;
+      }
+      body(position, token_count);
     }
   }
 
@@ -292,6 +340,9 @@ at::Tensor coalesced_experts(const at::Tensor& hidden_states, const at::Tensor& 
   TORCH_CHECK_VALUE(routing_weights.sizes() == expert_ids.sizes(),
                     "coalesced_experts: routing_weights has shape ", routing_weights.sizes(),
                     ", but must have expert_ids' shape ", expert_ids.sizes());
+  TORCH_CHECK_VALUE(at::isFloatingType(routing_weights.scalar_type()),
+                    "coalesced_experts: routing_weights is ", routing_weights.scalar_type(),
+                    ", but must be of a floating-point dtype");
   TORCH_CHECK_VALUE(
       gate_up.dim() == 3 && gate_up.size(transposed ? 2 : 1) % 2 == 0,
       "coalesced_experts: gate_up has shape ", gate_up.sizes(), ", but must be ",

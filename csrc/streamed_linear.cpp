@@ -15,7 +15,7 @@
 namespace coxcompile {
 namespace {
 
-constexpr int64_t kRowsPerTask = 64;
+constexpr int64_t kRowsPerTask = 128;
 
 template <typename scalar_t>
 void run_streamed_linear(const at::Tensor& tokens, const at::Tensor& weight,
