@@ -77,4 +77,5 @@ def _fake_streamed_linear(
     return input.new_empty((*input.shape[:-1], weight.shape[0]))
 
 
-load_cpu_kernels(_library)
+CPU_KERNELS = load_cpu_kernels(_library)
+"""Who provides the CPU kernels: "native" or "plain"."""

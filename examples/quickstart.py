@@ -27,12 +27,15 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from transformers import AutoTokenizer, PreTrainedModel, StaticCache
 
+from coxcompile.runtime.kernels import inductor_obstacle
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from roofline import measure_roofline
 from scheduling import scheduled_first
 
 BUILD = Path("build")
-BACKENDS = ("eager", "inductor", "coxmoe")
+# Without a C++ compiler Inductor compiles nothing; coxmoe still runs.
+BACKENDS = ("eager", "coxmoe") if inductor_obstacle() else ("eager", "inductor", "coxmoe")
 ROUNDS = 3
 Result = TypeVar("Result")
 
@@ -44,7 +47,7 @@ class Row:
     stage: str
     backend: str
     tokens_per_second: float
-    speedup_over_inductor: float
+    speedup_over_inductor: float | None
     relative_error: float
     compile_seconds: float
     peak_bytes: int
@@ -175,12 +178,16 @@ def measure(arguments: argparse.Namespace, progress: Progress) -> list[Row]:
 
     count = {"prefill": batch * arguments.tokens, "decode": batch * arguments.new_tokens}
     median = {key: statistics.median(values) for key, values in measured.items()}
+
+    def speedup(other: str, name: str, stage: str) -> float | None:
+        return median[other, stage] / median[name, stage] if other in BACKENDS else None
+
     return [
         Row(
             stage,
             name,
             count[stage] / median[name, stage],
-            median["inductor", stage] / median[name, stage],
+            speedup("inductor", name, stage),
             errors[name, stage],
             0.0 if name == "eager" else max(0.0, first[name, stage] - median[name, stage]),
             peaks[name],
@@ -260,7 +267,7 @@ def print_table(rows: list[Row], console: Console) -> None:
             row.backend,
             f"{row.tokens_per_second:.1f}",
             f"{row.tokens_per_second / rates[row.stage, 'eager']:.2f}x",
-            f"{row.speedup_over_inductor:.2f}x",
+            "" if row.speedup_over_inductor is None else f"{row.speedup_over_inductor:.2f}x",
             f"{row.relative_error:.1e}",
             f"{row.compile_seconds:.0f} s",
             f"{row.peak_bytes / 1e9:.2f} GB",
@@ -269,7 +276,7 @@ def print_table(rows: list[Row], console: Console) -> None:
     console.print(table)
     console.print("error: relative Frobenius error of the logits against the model in float32")
     for stage in ("prefill", "decode"):
-        best = max(("eager", "inductor"), key=lambda name: rates[stage, name])
+        best = max(BACKENDS[:-1], key=lambda name: rates[stage, name])
         if rates[stage, "coxmoe"] < rates[stage, best]:
             console.print(f"coxmoe is slower than {best} in {stage} in this run", style="red")
     console.print(f"graphs after every pass: {BUILD / 'dump'}; figures: {BUILD / 'demo.json'}")

@@ -1,4 +1,4 @@
-"""The rewritten graph → a callable, through Inductor."""
+"""The rewritten graph → a callable, through Inductor where it can compile."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -7,8 +7,11 @@ import torch
 import torch._inductor.config as inductor_config
 from torch._inductor.compile_fx import compile_fx
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
+from coxcompile.ops import CPU_KERNELS
 from coxcompile.passes.context import PassContext, parameters_of
+from coxcompile.runtime.kernels import inductor_obstacle, report_missing
 
 aten = torch.ops.aten
 Compiled = Callable[..., Any]
@@ -22,12 +25,23 @@ def lower(graph_module: GraphModule, context: PassContext) -> Compiled:
     copies fill ``packed_weight_budget``; expert weights never do, they are read where they lie. A
     packed copy is right only for the tensor it was made from: see :class:`_PackedGraph`. Packs
     nothing in a graph without MoE blocks: that compiles as with ``backend="inductor"``.
+
+    Without a C++ compiler Inductor compiles nothing for the CPU. The graph then runs operator by
+    operator, and the user is told once. An error of Inductor is never a reason for that.
     """
+    if _computes_on_cpu(graph_module) and (obstacle := inductor_obstacle()) is not None:
+        report_missing(CPU_KERNELS == "native", obstacle)
+        return graph_module.forward
     packable = _packable_weights(graph_module, context)
     if not packable:
         return cast(Compiled, compile_fx(graph_module, list(context.example_inputs)))
     positions = {node: i for i, node in enumerate(graph_module.graph.find_nodes(op="placeholder"))}
     return _PackedGraph(graph_module, context.example_inputs, [positions[n] for n in packable])
+
+
+def _computes_on_cpu(graph_module: GraphModule) -> bool:
+    values = tree_leaves([node.meta.get("val") for node in graph_module.graph.nodes])
+    return any(isinstance(v, torch.Tensor) and v.device.type == "cpu" for v in values)
 
 
 def _packable_weights(graph_module: GraphModule, context: PassContext) -> list[Node]:

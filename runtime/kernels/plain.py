@@ -27,15 +27,23 @@ def coalesced_experts(
         ValueError: ``activation`` or ``gate_layout`` is unknown.
         IndexError: an expert id is out of range.
     """
-    experts, top_k = gate_up.shape[0], expert_ids.shape[1]
+    if activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"coalesced_experts: activation is {activation!r}, but must be one of "
+            f"{', '.join(_ACTIVATIONS)}"
+        )
     if gate_layout not in ("concatenated", "interleaved"):
         raise ValueError(
             f"coalesced_experts: gate_layout is {gate_layout!r}, but must be 'concatenated' or "
             "'interleaved'"
         )
-    if expert_ids.numel() and not 0 <= int(expert_ids.min()) <= int(expert_ids.max()) < experts:
-        raise IndexError(f"coalesced_experts: expert_ids must lie in [0, {experts})")
+    experts, top_k = gate_up.shape[0], expert_ids.shape[1]
     flat_ids = expert_ids.reshape(-1)
+    if len(outside := flat_ids[(flat_ids < 0) | (flat_ids >= experts)]):
+        raise IndexError(
+            f"coalesced_experts: expert_ids holds {int(outside[0])}, but there are {experts} "
+            f"experts; ids must lie in [0, {experts})"
+        )
     slots = flat_ids.argsort(stable=True)
     counts = torch.bincount(flat_ids, minlength=experts).tolist()
     weighted = torch.empty(flat_ids.numel(), hidden_states.shape[1], dtype=torch.float32)
@@ -77,11 +85,6 @@ def _activate(
         return functional.gelu(gate, approximate="tanh") * up
     if activation == "relu":
         return functional.relu(gate) * up
-    if activation == "swigluoai":
-        bound = float("inf") if limit is None else limit
-        gate, up = gate.clamp(max=bound), up.clamp(-bound, bound)
-        return (up + 1) * gate * torch.sigmoid(alpha * gate)
-    raise ValueError(
-        f"coalesced_experts: activation is {activation!r}, but must be one of "
-        f"{', '.join(_ACTIVATIONS)}"
-    )
+    bound = float("inf") if limit is None else limit
+    gate, up = gate.clamp(max=bound), up.clamp(-bound, bound)
+    return (up + 1) * gate * torch.sigmoid(alpha * gate)
