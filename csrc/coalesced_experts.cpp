@@ -187,19 +187,36 @@ class CoalescedExperts {
     return workspace;
   }
 
+  // An expert of few tokens is read faster in long runs of rows; one of many computes on blocks
+  // that stay in the cache. Either way there are several tasks a thread, so that none idles at the
+  // end.
   void plan_tasks() {
-    const auto add = [&](Task::Stage stage, int64_t outputs, int64_t block) {
-      for (const int64_t expert : routing_.active_experts) {
-        for (int64_t first = 0; first < outputs; first += block) {
-          tasks_.push_back({stage, expert, first, std::min(block, outputs - first)});
-        }
+    const int64_t outputs = dimensions_.intermediate * routing_.active_experts.size();
+    const int64_t outputs_per_thread = outputs / (4 * at::get_num_threads());
+    const int64_t run = std::clamp<int64_t>(outputs_per_thread / 64 * 64, 64, 256);
+    const auto add = [&](Task::Stage stage, int64_t expert, int64_t rows, int64_t block) {
+      for (int64_t first = 0; first < rows; first += block) {
+        tasks_.push_back({stage, expert, first, std::min(block, rows - first)});
       }
     };
-    add(Task::Stage::gate_up, dimensions_.intermediate, 64);
+    const auto block_of = [&](int64_t expert, int64_t depth) {
+      return multiplies_by_panels(expert, depth) ? 64 : run;
+    };
     for (const int64_t expert : routing_.active_experts) {
-      pending_[expert] = (dimensions_.intermediate + 63) / 64;
+      const size_t before = tasks_.size();
+      add(Task::Stage::gate_up, expert, dimensions_.intermediate,
+          block_of(expert, dimensions_.hidden));
+      pending_[expert] = tasks_.size() - before;
     }
-    add(Task::Stage::down, dimensions_.hidden, 128);
+    for (const int64_t expert : routing_.active_experts) {
+      add(Task::Stage::down, expert, dimensions_.hidden,
+          2 * block_of(expert, dimensions_.intermediate));
+    }
+  }
+
+  bool multiplies_by_panels(int64_t expert, int64_t depth) const {
+    const int64_t least = least_tokens_for_panels<scalar_t>(depth);
+    return least > 0 && routing_.token_count(expert) >= least;
   }
 
   void run_gate_up(const Task& task, Scratch& scratch) {
@@ -265,8 +282,7 @@ class CoalescedExperts {
                         Scratch& scratch, const Body& body) const {
     const int64_t begin = routing_.expert_offsets[task.expert];
     const int64_t count = routing_.token_count(task.expert);
-    const int64_t least_for_panels = least_tokens_for_panels<scalar_t>(projection.depth);
-    const bool panels = least_for_panels > 0 && count >= least_for_panels;
+    const bool panels = multiplies_by_panels(task.expert, projection.depth);
     const int64_t most = panels ? kTokensPerPanelBlock : kTokensPerBlock;
     const int64_t blocks = (count + most - 1) / most;
     for (int64_t block = 0; block < blocks; ++block) {

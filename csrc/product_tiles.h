@@ -35,18 +35,17 @@ using FourSums = float __attribute__((vector_size(16)));
 // room for lines that are needed a whole row later.
 constexpr int64_t kPrefetchRows = 8;
 
-// ROWS rows with TOKENS tokens: their accumulators, a step's token operands and one row operand
-// have to fit the 32 vector registers. `rows` and `token_count` say how many of them to store.
-template <typename Lanes, int ROWS, int TOKENS>
+// Four rows with TOKENS <= 6 tokens: 24 accumulators, six token operands and one row operand fill
+// 31 of the 32 vector registers.
+template <typename Lanes, int TOKENS>
 void row_major_tile(const typename Lanes::element* weight, int64_t row_stride, int64_t rows,
-                    const typename Lanes::element* tokens, int64_t token_count, int64_t depth,
-                    float* result, int64_t result_stride) {
-  static_assert(ROWS == 4 || (ROWS == 2 && TOKENS % 2 == 0));
-  const typename Lanes::element* row[ROWS];
-  for (int r = 0; r < ROWS; ++r) {
+                    const typename Lanes::element* tokens, int64_t depth, float* result,
+                    int64_t result_stride) {
+  const typename Lanes::element* row[4];
+  for (int r = 0; r < 4; ++r) {
     row[r] = weight + std::min<int64_t>(r, rows - 1) * row_stride;
   }
-  FloatLanes accumulators[ROWS][TOKENS] = {};
+  FloatLanes accumulators[4][TOKENS] = {};
   const auto add_step = [&](const auto& load_row, int64_t k) {
     typename Lanes::operand token_operands[TOKENS];
 #pragma GCC unroll 8
@@ -54,7 +53,7 @@ void row_major_tile(const typename Lanes::element* weight, int64_t row_stride, i
       token_operands[t] = Lanes::load(tokens + k * TOKENS + t * Lanes::step);
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) {
+    for (int r = 0; r < 4; ++r) {
       const auto row_operand = load_row(row[r] + k);
 #pragma GCC unroll 8
       for (int t = 0; t < TOKENS; ++t) {
@@ -75,27 +74,11 @@ void row_major_tile(const typename Lanes::element* weight, int64_t row_stride, i
   if (k < depth) {
     add_step([&](const auto* source) { return Lanes::load_partial(source, depth - k); }, k);
   }
-  const auto store = [&](const float* sums, int64_t token) {
-    if (token < token_count) {
-      std::memcpy(result + token * result_stride, sums,
-                  std::min<int64_t>(ROWS, rows) * sizeof(float));
-    }
-  };
-  constexpr int tokens_per_sum = 4 / ROWS;
 #pragma GCC unroll 8
-  for (int t = 0; t < TOKENS; t += tokens_per_sum) {
-    float sums[4];
-    if constexpr (ROWS == 4) {
-      const FourSums four =
-          sum_lanes(accumulators[0][t], accumulators[1][t], accumulators[2][t], accumulators[3][t]);
-      std::memcpy(sums, &four, sizeof(sums));
-    } else {
-      const FourSums four = sum_lanes(accumulators[0][t], accumulators[1][t],
-                                      accumulators[0][t + 1], accumulators[1][t + 1]);
-      std::memcpy(sums, &four, sizeof(sums));
-      store(sums + 2, t + 1);
-    }
-    store(sums, t);
+  for (int t = 0; t < TOKENS; ++t) {
+    const FourSums sums =
+        sum_lanes(accumulators[0][t], accumulators[1][t], accumulators[2][t], accumulators[3][t]);
+    std::memcpy(result + t * result_stride, &sums, std::min<int64_t>(4, rows) * sizeof(float));
   }
 }
 
@@ -103,8 +86,8 @@ void row_major_tile(const typename Lanes::element* weight, int64_t row_stride, i
 // bfloat16 product takes pairs along the depth.
 template <typename Lanes, int TOKENS>
 void transposed_tile(const typename Lanes::element* weight, int64_t depth_stride, int64_t columns,
-                     const typename Lanes::element* tokens, int64_t token_count, int64_t depth,
-                     float* result, int64_t result_stride) {
+                     const typename Lanes::element* tokens, int64_t depth, float* result,
+                     int64_t result_stride) {
   constexpr int64_t prefetch_depth = 16;
   FloatLanes low[TOKENS] = {};
   FloatLanes high[TOKENS] = {};
@@ -119,15 +102,14 @@ void transposed_tile(const typename Lanes::element* weight, int64_t depth_stride
       Lanes::multiply_add_columns(low[t], high[t], pair, tokens + k * TOKENS + t * 2);
     }
   }
-  for (int64_t t = 0; t < std::min<int64_t>(TOKENS, token_count); ++t) {
+  for (int t = 0; t < TOKENS; ++t) {
     float values[32];
     Lanes::store_columns(low[t], high[t], values);
     std::memcpy(result + t * result_stride, values, columns * sizeof(float));
   }
 }
 
-// Calls body(integral_constant<int, width>, first token, the tile's packed elements) for each tile;
-// a tile of eight may be one token short.
+// Calls body(integral_constant<int, width>, first token, the tile's packed elements) for each tile.
 template <typename scalar_t, typename Body>
 void for_tiles(const PackedTokens<scalar_t>& tokens, const Body& body) {
   for (int64_t token = 0; token < tokens.count;) {
@@ -149,11 +131,8 @@ void for_tiles(const PackedTokens<scalar_t>& tokens, const Body& body) {
       case 5:
         body(std::integral_constant<int, 5>{}, token, tile);
         break;
-      case 6:
-        body(std::integral_constant<int, 6>{}, token, tile);
-        break;
       default:
-        body(std::integral_constant<int, 8>{}, token, tile);
+        body(std::integral_constant<int, 6>{}, token, tile);
         break;
     }
     token += width;
@@ -166,13 +145,9 @@ void row_major_products(const typename Lanes::element* weight, int64_t row_strid
                         float* result, int64_t result_stride) {
   for (int64_t row = 0; row < rows; row += 4) {
     for_tiles(tokens, [&](auto width, int64_t token, const auto* tile) {
-      constexpr int tokens_of_tile = decltype(width)::value;
-      constexpr int rows_of_tile = tokens_of_tile > 6 ? 2 : 4;
-      for (int64_t r = row; r < std::min(row + 4, rows); r += rows_of_tile) {
-        row_major_tile<Lanes, rows_of_tile, tokens_of_tile>(
-            weight + r * row_stride, row_stride, rows - r, tile, tokens.count - token, depth,
-            result + token * result_stride + r, result_stride);
-      }
+      row_major_tile<Lanes, decltype(width)::value>(
+          weight + row * row_stride, row_stride, rows - row, tile, depth,
+          result + token * result_stride + row, result_stride);
     });
   }
 }
@@ -184,8 +159,8 @@ void transposed_products(const typename Lanes::element* weight, int64_t depth_st
   for (int64_t column = 0; column < columns; column += 32) {
     for_tiles(tokens, [&](auto width, int64_t token, const auto* tile) {
       transposed_tile<Lanes, decltype(width)::value>(
-          weight + column, depth_stride, std::min<int64_t>(32, columns - column), tile,
-          tokens.count - token, depth, result + token * result_stride + column, result_stride);
+          weight + column, depth_stride, std::min<int64_t>(32, columns - column), tile, depth,
+          result + token * result_stride + column, result_stride);
     });
   }
 }

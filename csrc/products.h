@@ -9,10 +9,10 @@
 
 namespace coxcompile {
 
-// How many tokens the next register tile holds, of which `left` are there to fill it. The last 7 or
-// 8 go together, so that a small batch meets each weight once.
+// How many of the `left` tokens go into the next register tile. 7 and 8 go as 4 + 3 and 4 + 4: a
+// tile of one or two is bound by loads.
 inline int64_t tile_width(int64_t left) {
-  return left == 7 || left == 8 ? 8 : std::min<int64_t>(left, 6);
+  return left == 7 || left == 8 ? 4 : std::min<int64_t>(left, 6);
 }
 
 // Tokens cut into tiles, each tile interleaved by `step` elements of the depth and padded with
@@ -28,16 +28,17 @@ struct PackedTokens {
   void pack(const scalar_t* const* tokens, int64_t token_count, int64_t depth, int64_t step) {
     count = token_count;
     padded_depth = (depth + step - 1) / step * step;
-    data.resize((count + 1) * padded_depth);
+    data.resize(count * padded_depth);
     scalar_t* destination = data.data();
     for (int64_t first = 0; first < count;) {
       const int64_t width = tile_width(count - first);
       for (int64_t k = 0; k < depth; k += step) {
+        const int64_t elements = std::min(step, depth - k);
         for (int64_t t = 0; t < width; ++t, destination += step) {
-          const int64_t elements = first + t < count ? std::min(step, depth - k) : 0;
-          std::memcpy(destination, tokens[std::min(first + t, count - 1)] + k,
-                      elements * sizeof(scalar_t));
-          std::fill(destination + elements, destination + step, scalar_t(0));
+          std::memcpy(destination, tokens[first + t] + k, elements * sizeof(scalar_t));
+          if (elements < step) {
+            std::fill(destination + elements, destination + step, scalar_t(0));
+          }
         }
       }
       first += width;
