@@ -1,13 +1,11 @@
 """A Qwen3-MoE with Qwen3-30B-A3B's layer dimensions and random weights; its float32 reference."""
 
-import gc
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
     Qwen3MoeConfig,
@@ -50,16 +48,24 @@ def load_model(directory: Path) -> PreTrainedModel:
 
 
 def map_weights(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
-    """The same model with its weights mapped from safetensors files instead of held in memory."""
-    model.save_pretrained(directory)
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    state: dict[str, torch.Tensor] = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        state |= load_file(file)
-    mapped: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    mapped.load_state_dict(state, assign=True)
-    del model
-    gc.collect()
+    """The same model with its weights mapped from a safetensors file instead of held in memory.
+
+    The file holds the weights as the model stores them. ``save_pretrained`` would write each expert
+    by itself, as the hub has it, and loading would stack them in memory again.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "model.safetensors"
+    save_file(model.state_dict(), file)
+    with torch.device("meta"):
+        mapped: PreTrainedModel = AutoModelForCausalLM.from_config(
+            model.config, dtype=torch.bfloat16
+        )
+    buffers = dict(model.named_buffers())
+    mapped.load_state_dict(load_file(file), assign=True)
+    file.unlink()  # the mapping holds it until the process ends
+    for name, buffer in buffers.items():
+        parent, _, last = name.rpartition(".")
+        mapped.get_submodule(parent).register_buffer(last, buffer, persistent=False)
     return mapped.eval()
 
 
