@@ -19,12 +19,12 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from roofline import Roofline, measure_roofline
-from scheduling import scheduled_first
 from torch.nn import functional
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 import coxcompile.ops  # noqa: F401  (registers the op)
+from coxcompile.measurement.roofline import Roofline, measure_roofline
+from coxcompile.measurement.scheduling import scheduled_first
 
 DTYPE = torch.bfloat16
 ROUTINGS = ("uniform", "skewed")

@@ -10,7 +10,6 @@ import ctypes
 import json
 import shutil
 import statistics
-import sys
 import sysconfig
 import time
 import warnings
@@ -27,11 +26,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from transformers import AutoTokenizer, PreTrainedModel, StaticCache
 
+from coxcompile.measurement.roofline import measure_roofline
+from coxcompile.measurement.scheduling import scheduled_first
 from coxcompile.runtime.kernels import inductor_obstacle
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-from roofline import measure_roofline
-from scheduling import scheduled_first
 
 BUILD = Path("build")
 # Without a C++ compiler Inductor compiles nothing; coxmoe still runs.

@@ -14,7 +14,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("rich")
 
 import experts
-from roofline import Roofline
+
+from coxcompile.measurement.roofline import Roofline
 
 TINY = experts.Layer("tiny", experts=8, top_k=2, hidden=64, intermediate=32)
 IMPLEMENTATIONS = ("coxmoe", "grouped_mm", "eager loop", "per-expert linear")

@@ -1,16 +1,12 @@
-"""benchmarks/roofline.py: what it computes and measures; no timings."""
+"""coxcompile.measurement.roofline: what it computes and measures; no timings."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import roofline
-from roofline import Roofline, measure_roofline, sample_roofline
+from coxcompile.measurement import roofline
+from coxcompile.measurement.roofline import Roofline, measure_roofline, sample_roofline
 
 BUFFER_BYTES = 2**20
 

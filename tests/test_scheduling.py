@@ -1,13 +1,10 @@
-"""benchmarks/scheduling.py: a scheduling group is raised while timing, and only then."""
+"""coxcompile.measurement.scheduling: a scheduling group is raised while timing, and only then."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import scheduling
+from coxcompile.measurement import scheduling
 
 
 def test_the_group_is_raised_and_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

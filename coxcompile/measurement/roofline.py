@@ -6,7 +6,7 @@ Waterman & Patterson, "Roofline", CACM 2009). Both rates are measured with PyTor
 the threads it uses; on shared machines they drift, by a factor of two within minutes, so measure
 them beside what is compared with them.
 
-    python benchmarks/roofline.py
+    python -m coxcompile.measurement.roofline
 """
 
 import time

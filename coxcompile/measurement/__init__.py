@@ -1,0 +1,1 @@
+"""Measuring the machine: rooflines, and the probes that calibration is made of."""
