@@ -1,0 +1,112 @@
+"""Models and machines so small that every plan of a search can be enumerated."""
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from coxcompile.hardware import EfficiencyCurve, HardwareSpec, Link, Processor
+from coxcompile.planner.model_spec import ModelSpec
+from coxcompile.planner.workload import LengthGroup, Workload
+
+
+@st.composite
+def models(draw: st.DrawFn, most_experts: int = 4) -> ModelSpec:
+    """One or two layers of a few experts, perhaps one of them dense."""
+    layers = draw(st.integers(1, 2))
+    kv_heads = draw(st.integers(1, 4))
+    experts = draw(st.integers(1, most_experts))
+    return ModelSpec(
+        name="small",
+        layers=layers,
+        dense_layers=draw(st.integers(0, layers - 1)),
+        hidden=draw(st.sampled_from([512, 1024])),
+        query_heads=kv_heads * draw(st.integers(1, 4)),
+        kv_heads=kv_heads,
+        head_dim=draw(st.sampled_from([64, 128])),
+        experts=experts,
+        top_k=draw(st.integers(1, experts)),
+        expert_dim=draw(st.sampled_from([256, 1024])),
+        shared_dim=draw(st.sampled_from([0, 256])),
+        dense_dim=1024,
+        vocabulary=draw(st.sampled_from([1000, 32000])),
+    )
+
+
+@st.composite
+def machines(draw: st.DrawFn, model: ModelSpec) -> HardwareSpec:
+    """Machines whose VRAM holds some, but seldom all, of the model's experts."""
+    curve = EfficiencyCurve(rows=(1.0, 64.0), shares=(draw(st.sampled_from([0.1, 1.0])), 1.0))
+    experts_bytes = model.moe_layers * model.experts * model.expert_bytes
+    room = draw(st.floats(0.0, 1.2)) * experts_bytes + draw(st.integers(0, 10**8))
+    link = Link(bytes_per_second=draw(st.sampled_from([1e8, 1e9, 25e9])), latency_seconds=1e-5)
+    return HardwareSpec(
+        name="machine",
+        source="made up for a test",
+        cpu=Processor(
+            name="cpu",
+            flops_per_second=draw(st.sampled_from([1e11, 1e13])),
+            memory_bytes=10**12,
+            memory_bytes_per_second=draw(st.sampled_from([2e10, 3e11])),
+            gemm_efficiency=curve,
+            launch_seconds=1e-5,
+        ),
+        gpu=Processor(
+            name="gpu",
+            flops_per_second=draw(st.sampled_from([1e12, 1e14])),
+            memory_bytes=int(2**30 + model.other_bytes + room),
+            memory_bytes_per_second=draw(st.sampled_from([1e11, 1e12])),
+            gemm_efficiency=curve,
+            launch_seconds=1e-5,
+        ),
+        host_to_device=link,
+        device_to_host=link,
+    )
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> Workload:
+    """One or two groups of short sequences."""
+    group = st.builds(
+        LengthGroup,
+        count=st.integers(1, 2),
+        input_tokens=st.integers(1, 300),
+        output_tokens=st.integers(1, 40),
+    )
+    return Workload(groups=tuple(draw(st.lists(group, min_size=1, max_size=2))))
+
+
+@st.composite
+def routings(draw: st.DrawFn, model: ModelSpec) -> NDArray[np.float64] | None:
+    """No activation map, or one that differs between layers."""
+    if draw(st.booleans()):
+        return None
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shares = generator.dirichlet(np.full(model.experts, 0.5), size=model.moe_layers)
+    return np.minimum(shares * model.top_k, 1.0)
+
+
+FIGURES = (
+    "gpu.flops_per_second",
+    "gpu.memory_bytes",
+    "gpu.memory_bytes_per_second",
+    "cpu.flops_per_second",
+    "cpu.memory_bytes",
+    "cpu.memory_bytes_per_second",
+    "links",
+)
+"""What :func:`better` can raise."""
+
+
+def better(hardware: HardwareSpec, figure: str, factor: float) -> HardwareSpec:
+    """The machine with one of its figures ``factor`` times as large."""
+    if figure == "links":
+        assert hardware.host_to_device is not None
+        speed = factor * hardware.host_to_device.bytes_per_second
+        link = replace(hardware.host_to_device, bytes_per_second=speed)
+        return replace(hardware, host_to_device=link, device_to_host=link)
+    device, field = figure.split(".")
+    unit = getattr(hardware, device)
+    value = type(getattr(unit, field))(factor * getattr(unit, field))
+    return replace(hardware, **{device: replace(unit, **{field: value})})
