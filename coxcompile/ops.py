@@ -31,11 +31,15 @@ arguments raise ``ValueError`` (``IndexError`` for an expert id out of range) na
 
 ``coxmoe::streamed_linear(input, weight, bias)`` is ``torch.nn.functional.linear`` for few tokens:
 input [..., inputs], weight [outputs, inputs] contiguous, bias [outputs] or None, all of one dtype.
+
+``coxmoe::count_choices_(counts, expert_ids)`` adds to counts (int64 [E], in place) how often each
+expert occurs in expert_ids ([T, top_k], as above). Only graphs that count choices have it (paper
+§4.3; the option ``count_choices``).
 """
 
 import torch
 
-from coxcompile.runtime.kernels import load_cpu_kernels
+from coxcompile.runtime.kernels import load_cpu_kernels, plain_count_choices_
 
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 _library = torch.library.Library("coxmoe", "DEF")
@@ -49,6 +53,8 @@ _library.define(
 _library.define(
     "streamed_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor", tags=_TAGS
 )
+_library.define("count_choices_(Tensor(a!) counts, Tensor expert_ids) -> ()", tags=_TAGS)
+_library.impl("count_choices_", plain_count_choices_, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("coxmoe::coalesced_experts")
@@ -75,6 +81,11 @@ def _fake_streamed_linear(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+
+@torch.library.register_fake("coxmoe::count_choices_")
+def _fake_count_choices_(counts: torch.Tensor, expert_ids: torch.Tensor) -> None:
+    return None
 
 
 CPU_KERNELS = load_cpu_kernels(_library)

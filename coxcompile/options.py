@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from coxcompile.runtime.choice_counts import ChoiceCounts
+
 Training = Literal["error", "eager"]
 
 
@@ -94,6 +96,17 @@ def directory() -> Check:
     return Check("the path of a directory (str or os.PathLike), or None", accept)
 
 
+def counters() -> Check:
+    """Accept ChoiceCounts, or None."""
+
+    def accept(value: object) -> ChoiceCounts | None:
+        if value is not None and not isinstance(value, ChoiceCounts):
+            raise ValueError
+        return value
+
+    return Check("a coxcompile.ChoiceCounts, or None", accept)
+
+
 def declare(*, help: str, check: Check, environment: str | None = None) -> dict[str, Any]:
     """Return the metadata of an option's field: one line of help, its check.
 
@@ -141,6 +154,14 @@ class Options:
         metadata=declare(
             help="Largest share of the model's bytes that packed copies may take.",
             check=share(),
+        ),
+    )
+    count_choices: ChoiceCounts | None = field(
+        default=None,
+        metadata=declare(
+            help="Where the compiled graph counts, on every call, how often each layer's experts"
+            " are chosen; None counts nothing and costs nothing.",
+            check=counters(),
         ),
     )
 

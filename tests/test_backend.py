@@ -148,7 +148,11 @@ def test_dump_writes_the_graph_after_each_pass(tmp_path: Path) -> None:
         logits(compiled)
     written = sorted(path.name for path in (tmp_path / "graph_0").iterdir())
     assert written[:3] == ["0_normalize.txt", "1_find_moe.txt", "2_coalesce.txt"]
-    assert {"3_group_query_heads.txt", "4_stream_linears.txt"} <= set(written)
+    assert {
+        "3_group_query_heads.txt",
+        "4_stream_linears.txt",
+        "5_count_choices.txt",
+    } <= set(written)
     assert "blocks.txt" in written
     coalesced = (tmp_path / "graph_0" / "2_coalesce.txt").read_text()
     assert coalesced.count("coxmoe.coalesced_experts") == 2
@@ -175,6 +179,7 @@ def test_explain_runs_nothing_and_describes_blocks() -> None:
         "coalesce",
         "group_query_heads",
         "stream_linears",
+        "count_choices",
     ]
     assert "2 MoE block(s)" in str(explanation)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

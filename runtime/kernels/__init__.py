@@ -4,10 +4,17 @@ import importlib.util
 
 import torch
 
+from coxcompile.runtime.kernels.count_choices import count_choices_ as plain_count_choices_
 from coxcompile.runtime.kernels.plain import coalesced_experts as plain_coalesced_experts
 from coxcompile.runtime.kernels.toolchain import inductor_obstacle, report_missing
 
-__all__ = ["inductor_obstacle", "load_cpu_kernels", "plain_coalesced_experts", "report_missing"]
+__all__ = [
+    "inductor_obstacle",
+    "load_cpu_kernels",
+    "plain_coalesced_experts",
+    "plain_count_choices_",
+    "report_missing",
+]
 
 
 def load_cpu_kernels(library: torch.library.Library) -> str:
