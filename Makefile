@@ -42,6 +42,10 @@ test-all: $(INSTALLED) ## run all tests
 bench: $(INSTALLED) ## time the experts alone against others and the roofline (ARGS="--tokens 1,8")
 	$(VENV)/python benchmarks/experts.py $(ARGS)
 
+.PHONY: paper
+paper: $(INSTALLED) ## predict the paper's figures into docs/paper/ (nothing is measured)
+	$(VENV)/python benchmarks/paper.py --output docs/paper $(ARGS)
+
 .PHONY: lint
 lint: .venv/.packages ## check style: ruff, clang-format
 	$(VENV)/ruff check
