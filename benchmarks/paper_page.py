@@ -31,9 +31,9 @@ READING = """## How to read the differences
 - **All policies run on one idealised runtime.** Transfers, both processors and both links overlap
   wherever a schedule allows it, so a plan takes what its busiest resource needs. The paper measures
   each baseline's own code. FlexGen's waits for everything after each micro-batch of each layer;
-  here its block schedule overlaps as MoE-Lightning's does, which brings it near, and with 80 GB of
-  VRAM sometimes past, MoE-Lightning. The row "baselines overlap nothing" of the sensitivity table
-  gives the other extreme.
+  here a layer waits for its weights, as its authors' own cost model counts, but its micro-batches
+  overlap on both processors and both links. The row "baselines overlap nothing" of the sensitivity
+  table gives the other extreme.
 - **A model that fits into VRAM leaves little to win.** DeepSeek-V2-Lite does on 80 GB: every policy
   has nearly all experts there, and a baseline with one large micro-batch coalesces them as well.
 - **Prefill is the same work for everybody.** With many tokens an expert the GPU's products bind

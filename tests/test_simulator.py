@@ -103,6 +103,21 @@ def test_closed_form_agrees_on_real_models(
         assert simulation.busy[resource] == pytest.approx(share, abs=0.1)
 
 
+@pytest.mark.parametrize("stage", ["prefill", "decode"])
+@pytest.mark.parametrize("attention", ["gpu", "cpu"])
+@pytest.mark.parametrize(("model", "split"), [(QWEN, (60, 68, 0)), (MIXTRAL, (2, 6, 0))])
+def test_layers_that_wait_for_their_weights_take_longer_and_agree(
+    model: ModelSpec, split: tuple[int, int, int], attention: str, stage: Stage
+) -> None:
+    slots = 2 * split[1]
+    plan = stage_plan(model, split, coalesced=False, attention=attention, staging_experts=slots)
+    waiting = replace(plan, fetches_overlap=False)
+    simulation = simulate_stage(waiting, stage, model, MACHINE, WORKLOAD)
+    predicted = predict_stage(waiting, stage, model, MACHINE, WORKLOAD).step_seconds
+    assert error(simulation, predicted) <= 0.1
+    assert predicted > predict_stage(plan, stage, model, MACHINE, WORKLOAD).step_seconds
+
+
 def test_closed_form_agrees_on_random_plans() -> None:
     """Of models of 2-4 layers, where what happens once a step weighs most, nearly all."""
     errors: list[float] = []

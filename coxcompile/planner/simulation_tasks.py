@@ -85,8 +85,12 @@ class StageTasks(ExpertTasks):
             leaving = [end] * len(chained)
         else:
             leaving, end = self._add_micro_batched(layer - self.model.dense_layers, ends, experts)
-        barrier = self.plan.coalesced and not dense
-        self._wave += len(ends) + stops if barrier else waves_of_layer(stops, len(ends))
+        if not self.plan.fetches_overlap:
+            self._wave += len(ends) + stops + EXPERT_WAVES
+        elif self.plan.coalesced and not dense:
+            self._wave += len(ends) + stops
+        else:
+            self._wave += waves_of_layer(stops, len(ends))
         if read:
             self._add("layer end", None, 0.0, after=[end]).gives = (DISK, 1)
         return leaving
