@@ -2,13 +2,10 @@
 
 from dataclasses import replace
 
-import numpy as np
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from coxcompile.hardware import EfficiencyCurve, HardwareSpec, Link, Processor
 from coxcompile.planner.model_spec import ModelSpec
-from coxcompile.planner.workload import LengthGroup, Workload
 
 
 @st.composite
@@ -63,28 +60,6 @@ def machines(draw: st.DrawFn, model: ModelSpec) -> HardwareSpec:
         host_to_device=link,
         device_to_host=link,
     )
-
-
-@st.composite
-def workloads(draw: st.DrawFn) -> Workload:
-    """One or two groups of short sequences."""
-    group = st.builds(
-        LengthGroup,
-        count=st.integers(1, 2),
-        input_tokens=st.integers(1, 300),
-        output_tokens=st.integers(1, 40),
-    )
-    return Workload(groups=tuple(draw(st.lists(group, min_size=1, max_size=2))))
-
-
-@st.composite
-def routings(draw: st.DrawFn, model: ModelSpec) -> NDArray[np.float64] | None:
-    """No activation map, or one that differs between layers."""
-    if draw(st.booleans()):
-        return None
-    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    shares = generator.dirichlet(np.full(model.experts, 0.5), size=model.moe_layers)
-    return np.minimum(shares * model.top_k, 1.0)
 
 
 FIGURES = (

@@ -110,12 +110,13 @@ links = st.builds(
 
 
 @st.composite
-def workloads(draw: st.DrawFn) -> Workload:
+def workloads(draw: st.DrawFn, most_sequences: int = 12, least_output: int = 2) -> Workload:
+    """One or two groups of short sequences."""
     group = st.builds(
         LengthGroup,
-        count=st.integers(1, 12),
+        count=st.integers(1, most_sequences),
         input_tokens=st.integers(1, 300),
-        output_tokens=st.integers(2, 40),
+        output_tokens=st.integers(least_output, 40),
     )
     return Workload(groups=tuple(draw(st.lists(group, min_size=1, max_size=2))))
 

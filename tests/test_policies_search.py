@@ -18,7 +18,8 @@ from coxcompile.planner.policies.coxmoe import coxmoe, search, templates
 from coxcompile.planner.policies.fitting import DoesNotFitError
 from coxcompile.planner.policies.search import Problem
 from coxcompile.planner.workload import uniform_workload
-from tests.search_cases import FIGURES, better, machines, models, routings, workloads
+from tests.search_cases import FIGURES, better, machines, models
+from tests.simulator_cases import routings, workloads
 
 
 def all_plans(problem: Problem) -> list[StagePlan]:
@@ -39,7 +40,7 @@ def all_plans(problem: Problem) -> list[StagePlan]:
 @given(data=st.data(), stage=st.sampled_from(["prefill", "decode"]))
 def test_the_search_equals_brute_force(data: st.DataObject, stage: str) -> None:
     model = data.draw(models(most_experts=3))
-    hardware, workload = data.draw(machines(model)), data.draw(workloads())
+    hardware, workload = data.draw(machines(model)), data.draw(workloads(2, 1))
     problem = Problem(stage, model, hardware, workload, data.draw(routings(model)))  # type: ignore[arg-type]
 
     def seconds(plan: StagePlan) -> float:
@@ -60,7 +61,7 @@ def test_the_search_equals_brute_force(data: st.DataObject, stage: str) -> None:
 @given(data=st.data())
 def test_best_fits_and_is_never_worse_than_a_named_policy(data: st.DataObject) -> None:
     model = data.draw(models())
-    hardware, workload = data.draw(machines(model)), data.draw(workloads())
+    hardware, workload = data.draw(machines(model)), data.draw(workloads(2, 1))
     probabilities = data.draw(routings(model))
     named = []
     for policy in POLICIES:
@@ -83,7 +84,7 @@ def test_best_fits_and_is_never_worse_than_a_named_policy(data: st.DataObject) -
 @given(data=st.data(), figure=st.sampled_from(FIGURES), factor=st.floats(1.0, 4.0))
 def test_a_better_machine_is_never_slower(data: st.DataObject, figure: str, factor: float) -> None:
     model = data.draw(models())
-    hardware, workload = data.draw(machines(model)), data.draw(workloads())
+    hardware, workload = data.draw(machines(model)), data.draw(workloads(2, 1))
     probabilities = data.draw(routings(model))
     for policy in (coxmoe, best):
         try:

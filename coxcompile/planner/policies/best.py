@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from coxcompile.hardware import HardwareSpec
-from coxcompile.planner.cost_model import StagePrediction, predict_stage
 from coxcompile.planner.expert_costs import ExpertCosts, Floats
 from coxcompile.planner.model_spec import ModelSpec
 from coxcompile.planner.plan import ExpertSplit, Plan, Stage, StagePlan
@@ -56,7 +55,7 @@ def best(
     chosen: list[_Found] = []
     least = float("inf")
     for plan in others:
-        predictions = [_predict(problem, plan.stage(problem.stage)) for problem in problems]
+        predictions = [problem.predict(plan.stage(problem.stage)) for problem in problems]
         seconds = sum(prediction.seconds for prediction in predictions)
         if not any(prediction.shortage for prediction in predictions) and seconds < least:
             least = seconds
@@ -112,7 +111,7 @@ def _search(
     for policy, plan in named:
         if plan.block != block:
             continue
-        prediction = _predict(problem, plan)
+        prediction = problem.predict(plan)
         if not prediction.shortage and prediction.seconds < least:
             least = prediction.seconds
             best_found = _Found(least, f"as {policy} does it", plan)
@@ -227,14 +226,3 @@ def _layer_counts(configuration: Configuration) -> Floats:
     """How many layers each distinct row stands for."""
     rows = len(configuration.costs.most_tokens)
     return np.bincount(configuration.costs.row, minlength=rows).astype(np.float64)
-
-
-def _predict(problem: Problem, plan: StagePlan) -> StagePrediction:
-    return predict_stage(
-        plan,
-        problem.stage,
-        problem.model,
-        problem.hardware,
-        problem.workload,
-        problem.probabilities,
-    )

@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 
-from coxcompile.planner.cost_model import StagePrediction, predict_stage
+from coxcompile.planner.cost_model import StagePrediction
 from coxcompile.planner.plan import Device, StagePlan
 from coxcompile.planner.policies.search import Problem, configure, uniform_split
 
 
 def explain_stage(problem: Problem, plan: StagePlan) -> list[str]:
     """A sentence for each decision of a coalesced plan, with the numbers behind it."""
-    prediction = _predicted(problem, plan)
+    prediction = problem.predict(plan)
     return [
         _attention(problem, plan, prediction),
         _projections(problem, plan, prediction),
@@ -25,7 +25,7 @@ def _attention(problem: Problem, plan: StagePlan, prediction: StagePrediction) -
     start = f"{problem.stage}: attention on the {_name(plan.attention)}: "
     instead = f"on the {_name(other)}"
     if other == "gpu":
-        use = _predicted(problem, moved).memory.vram
+        use = problem.predict(moved).memory.vram
         now = prediction.memory.vram
         growth = sum(use.values()) - sum(now.values())
         evicted = growth / (problem.model.expert_bytes * max(problem.model.moe_layers, 1))
@@ -102,17 +102,6 @@ def _best_seconds(problem: Problem, plan: StagePlan) -> float | None:
         if configuration is not None and (best := uniform_split(problem, configuration)):
             found.append(best[0])
     return min(found, default=None)
-
-
-def _predicted(problem: Problem, plan: StagePlan) -> StagePrediction:
-    return predict_stage(
-        plan,
-        problem.stage,
-        problem.model,
-        problem.hardware,
-        problem.workload,
-        problem.probabilities,
-    )
 
 
 def _name(resource: str) -> str:

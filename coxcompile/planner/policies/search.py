@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coxcompile.hardware import HardwareSpec
-from coxcompile.planner.cost_model import costs_of
+from coxcompile.planner.cost_model import StagePrediction, costs_of, predict_stage
 from coxcompile.planner.expert_costs import ExpertCosts, Floats
 from coxcompile.planner.layer_time import dense_layer_time, moe_layer_time, output_head_time
 from coxcompile.planner.memory import STAGING, memory_use
@@ -38,6 +38,12 @@ class Problem:
     def vram_bytes(self) -> int:
         """The GPU's memory; 0 without one."""
         return self.hardware.gpu.memory_bytes if self.hardware.gpu else 0
+
+    def predict(self, plan: StagePlan) -> StagePrediction:
+        """What ``plan`` would take here."""
+        return predict_stage(
+            plan, self.stage, self.model, self.hardware, self.workload, self.probabilities
+        )
 
     def splits(self, resident: int, cpu: int) -> tuple[ExpertSplit, ...]:
         """The same split for every layer."""
