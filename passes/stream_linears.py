@@ -10,15 +10,15 @@ from coxcompile.passes.moe_forms.patterns import shape_of
 aten = torch.ops.aten
 
 MOST_TOKENS = 16
-SMALLEST_WEIGHT_BYTES = 1 << 20
+SMALLEST_WEIGHT_BYTES = 1 << 16
 
 
 def stream_linears(graph_module: GraphModule, context: PassContext) -> GraphModule:
-    """Rewrite bfloat16 linears of at most 16 tokens whose weight is a parameter of 1 MiB or more.
+    """Rewrite bfloat16 linears of at most 16 tokens whose weight is a parameter of 64 KiB or more.
 
     With so few tokens a linear is bound by reading its weight, and oneDNN reorders an unpacked
     weight on every call. Must not fire where the number of tokens is symbolic, where oneDNN does as
-    well (many tokens; weights that stay in a cache), on a processor without bfloat16 products, or
+    well (many tokens; tiny weights), on a processor without bfloat16 products, or
     in a graph without MoE blocks, which is Inductor's alone.
     """
     if not context.blocks or not torch.cpu._is_avx512_bf16_supported():

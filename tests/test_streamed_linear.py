@@ -62,7 +62,8 @@ def test_wrong_arguments_are_named(input: torch.Tensor, weight: torch.Tensor, na
         (16, 1024, torch.bfloat16, True),
         (17, 1024, torch.bfloat16, False),
         (16, 1024, torch.float32, False),
-        (16, 512, torch.bfloat16, False),
+        (16, 64, torch.bfloat16, True),
+        (16, 63, torch.bfloat16, False),
     ],
 )
 def test_fires_only_where_it_pays(
