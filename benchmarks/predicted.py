@@ -97,21 +97,19 @@ class Runner:
         forward(input_ids=ids, past_key_values=self.cache, logits_to_keep=1)
         return time.perf_counter() - started
 
-    def choices(self, spec: ModelSpec) -> dict[Stage, Floats]:
-        """How likely a token is to choose each expert, [layers, experts], in eager."""
-        counts = {name: np.zeros((spec.moe_layers, spec.experts)) for name in STAGES}
-        tokens = dict.fromkeys(STAGES, 0)
+    def choices(self, spec: ModelSpec) -> Floats:
+        """The share of tokens that choose each expert, [layers, experts], in eager.
+
+        Of both stages together, whose tokens are equally random: a few decoding steps alone would
+        make the choices look more concentrated than they are.
+        """
+        counts = np.zeros((spec.moe_layers, spec.experts))
         modules = [m for m in self.model.modules() if hasattr(m, "gate_up_proj")]
 
         def count(layer: int) -> Callable[..., None]:
             def hook(_module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-                ids = arguments[1]
-                stage: Stage = "decode" if len(ids) == self.batch else "prefill"
-                counts[stage][layer] += torch.bincount(
-                    ids.flatten(), minlength=spec.experts
-                ).numpy()
-                if layer == 0:
-                    tokens[stage] += len(ids)
+                chosen = torch.bincount(arguments[1].flatten(), minlength=spec.experts)
+                counts[layer] += chosen.numpy()
 
             return hook
 
@@ -119,7 +117,7 @@ class Runner:
         self.run(self.model)
         for handle in handles:
             handle.remove()
-        return {name: counts[name] / tokens[name] for name in STAGES}
+        return spec.top_k * counts / counts.sum(axis=1, keepdims=True)
 
 
 STAGES: tuple[Stage, ...] = ("prefill", "decode")
@@ -167,7 +165,7 @@ def measure(
                         spec,
                         beside(hardware, roofline),
                         workload,
-                        probabilities[stage],
+                        probabilities,
                     )
                     found[stage].append((prediction.step_seconds, seconds, roofline))
             rows += [row_of(name, stage, batch, found[stage]) for stage in STAGES]
