@@ -17,8 +17,7 @@ namespace {
 
 namespace cpublas = at::native::cpublas;
 
-// Measured on Zen 5: narrower panels and fewer tokens a call cost more than they keep in the
-// caches, wider ones gain nothing.
+// The fastest on Zen 5 of those tried: 32 or 64 rows, 32 or 64 tokens, the whole depth or 512.
 constexpr int64_t kPanelRows = 32;
 constexpr int64_t kPanelBytes = 128 * 1024;
 constexpr int64_t kTokensPerCall = 64;
