@@ -1,4 +1,4 @@
-"""Builds the C++ kernels; everything else about the package is in pyproject.toml."""
+"""Builds the C++ extensions; everything else about the package is in pyproject.toml."""
 
 import glob
 import platform
@@ -10,7 +10,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 
 class OptionalBuildExtension(BuildExtension):
-    """Builds the kernels where there is a C++ compiler, and installs without them where not.
+    """Builds them where there is a C++ compiler, and installs without them where not.
 
     Must not hide that a compiler there is fails: such an install ends with the compiler's errors.
     """
@@ -24,7 +24,8 @@ class OptionalBuildExtension(BuildExtension):
         self.extensions = []
         print(
             f"coxcompile: no C++ compiler was found ({compiler}), so the C++ kernels are not built "
-            "and experts will run on plain PyTorch calls, slower.",
+            "and experts will run on plain PyTorch calls, slower. Neither is the emulated "
+            "accelerator, a device for tests.",
             file=sys.stderr,
         )
 
@@ -40,21 +41,28 @@ def _starts(compiler: str) -> bool:
 # Their instruction sets are x86-64's.
 KERNELS_FIT = platform.machine() in ("x86_64", "AMD64")
 
+WARNINGS = ["-Wall", "-Wno-psabi"]
+NATIVE = CppExtension(
+    "coxcompile._native",
+    sorted(glob.glob("csrc/*.cpp")),
+    # Without OpenMP at::parallel_for is compiled to a plain loop. The library it links has
+    # the name of the one torch ships, so that both share one thread pool.
+    extra_compile_args=["-O3", "-std=c++20", "-fopenmp", "-fno-math-errno", *WARNINGS],
+    extra_link_args=["-fopenmp"],
+    py_limited_api=True,
+)
+# pybind11, which it uses, knows no limited API.
+EMULATED = CppExtension(
+    "coxcompile._emulated",
+    sorted(glob.glob("csrc/emulated/*.cpp")),
+    extra_compile_args=["-O2", "-std=c++20", *WARNINGS],
+)
+
 setup(
     ext_modules=[
-        CppExtension(
-            "coxcompile._native",
-            sorted(glob.glob("csrc/*.cpp")),
-            # Without OpenMP at::parallel_for is compiled to a plain loop. The library it links has
-            # the name of the one torch ships, so that both share one thread pool.
-            extra_compile_args=[
-                *("-O3", "-std=c++20", "-fopenmp", "-fno-math-errno", "-Wall", "-Wno-psabi")
-            ],
-            extra_link_args=["-fopenmp"],
-            py_limited_api=True,
-        )
-    ]
-    if KERNELS_FIT
-    else [],
+        *([NATIVE] if KERNELS_FIT else []),
+        # It sleeps by Linux's clocks.
+        *([EMULATED] if platform.system() == "Linux" else []),
+    ],
     cmdclass={"build_ext": OptionalBuildExtension.with_options(use_ninja=False)},
 )

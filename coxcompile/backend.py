@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from coxcompile.inspect.dump import dump_graph, readable
+from coxcompile.coexecution import compile_coexecution
 from coxcompile.inspect.names import input_names
 from coxcompile.options import Options
 from coxcompile.passes import PASSES, PassContext, lower
+from coxcompile.passes.plan import accelerator_name
+from coxcompile.pipeline import run_passes
 
 Compiled = Callable[..., Any]
 
@@ -45,26 +47,15 @@ def coxmoe(
     names = input_names(graph_module)
     if (trained := _first_requiring_gradient(example_inputs)) is not None:
         return _without_compiling(graph_module, chosen, names[trained])
+    accelerator = accelerator_name(chosen)
+    if accelerator != "none":
+        return compile_coexecution(graph_module, example_inputs, names, chosen, accelerator)
     context = PassContext(chosen, example_inputs, names)
-    rewritten = run_passes(graph_module, context)
+    rewritten = run_passes(graph_module, context, PASSES)
     started = time.perf_counter()
     compiled = lower(rewritten, context)
     context.seconds["lower"] = time.perf_counter() - started
     return compiled
-
-
-def run_passes(graph_module: GraphModule, context: PassContext) -> GraphModule:
-    """Everything before lowering; the graph after each pass is checked, kept and perhaps dumped."""
-    for number, run_pass in enumerate(PASSES):
-        started = time.perf_counter()
-        graph_module = run_pass(graph_module, context)
-        graph_module.graph.lint()
-        graph_module.recompile()
-        name = run_pass.__name__
-        context.seconds[name] = time.perf_counter() - started
-        context.graphs[name] = readable(graph_module)
-        dump_graph(name, number, context)
-    return graph_module
 
 
 def _first_requiring_gradient(example_inputs: Sequence[Any]) -> int | None:

@@ -122,6 +122,8 @@ class HardwareSpec:
         gpu: None on a machine without one.
         host_to_device: the link to the GPU; needed with a GPU.
         device_to_host: the link from it; needed with a GPU.
+        gpu_reserve_bytes: set aside in VRAM for the driver's context and libraries' workspaces.
+        host_reserve_bytes: set aside in host memory for the operating system and the process.
         disk_bytes: space for weights and caches on disk; 0 for none.
         disk_bytes_per_second: read bandwidth of the disk.
     """
@@ -133,6 +135,8 @@ class HardwareSpec:
     gpu: Processor | None = None
     host_to_device: Link | None = None
     device_to_host: Link | None = None
+    gpu_reserve_bytes: int = 2**30
+    host_reserve_bytes: int = 4 * 2**30
     disk_bytes: int = 0
     disk_bytes_per_second: float = 0.0
 

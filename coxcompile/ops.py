@@ -1,4 +1,4 @@
-"""The operators of rewritten graphs (namespace ``coxmoe``): schemas, fake kernels, CPU kernel.
+"""The operators of rewritten graphs (namespace ``coxmoe``): schemas, fake and real kernels.
 
 Every recognised MoE block, whatever it looked like, becomes::
 
@@ -29,6 +29,33 @@ outputs) or "interleaved" (gate, up, gate, up, …). Sums are in float32; the sa
 same bits for any number of threads. Weights must be contiguous; they are read where they lie. Wrong
 arguments raise ``ValueError`` (``IndexError`` for an expert id out of range) naming the argument.
 
+Where a layer's experts are divided (paper §3.2: some on the accelerator, some on the CPU), each
+share of them is::
+
+    coxmoe::experts_subset_(output, hidden_states, expert_ids, routing_weights, expert_slots,
+                            gate_up, down, gate_up_bias, down_bias, *, activation, gate_layout,
+                            transposed, alpha, limit) -> ()
+
+It adds to ``output`` what the experts of the share contribute; the shares of a division add up to
+the whole. A token's choices of the share are summed in the router's order and added once. Choices
+of other experts cost the CPU nothing; rows of tokens without a choice of the share are not touched.
+The other arguments are as above, but weights and biases are stacked over the share's S slots:
+
+================  ==================================================  ===========================
+argument          shape                                               dtype
+================  ==================================================  ===========================
+output            [T, H], contiguous, written in place                float32
+expert_slots      [E], contiguous: where in the stacked weights       int64
+                  each expert lies, in [0, S); negative: elsewhere
+gate_up           [S, 2 I, H], or [S, H, 2 I] if ``transposed``       hidden_states'
+down              [S, H, I], or [S, I, H] if ``transposed``           hidden_states'
+gate_up_bias      [S, 2 I] or None                                    hidden_states'
+down_bias         [S, H] or None                                      hidden_states'
+================  ==================================================  ===========================
+
+On the CPU a slot beyond S raises ``ValueError``; on a GPU, where nothing waits for the device, ids
+and slots are not checked.
+
 ``coxmoe::streamed_linear(input, weight, bias)`` is ``torch.nn.functional.linear`` for few tokens:
 input [..., inputs], weight [outputs, inputs] contiguous, bias [outputs] or None, all of one dtype.
 
@@ -39,17 +66,30 @@ expert occurs in expert_ids ([T, top_k], as above). Only graphs that count choic
 
 import torch
 
-from coxcompile.runtime.kernels import load_cpu_kernels, plain_count_choices_
+from coxcompile.runtime.kernels import (
+    grouped_experts_subset_,
+    load_cpu_kernels,
+    plain_count_choices_,
+)
 
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 _library = torch.library.Library("coxmoe", "DEF")
-_library.define(
-    "coalesced_experts(Tensor hidden_states, Tensor expert_ids, Tensor routing_weights, "
+_WEIGHTS_AND_OPTIONS = (
     "Tensor gate_up, Tensor down, Tensor? gate_up_bias=None, Tensor? down_bias=None, *, "
     'str activation="silu", str gate_layout="concatenated", bool transposed=False, '
-    "float alpha=1.0, float? limit=None) -> Tensor",
+    "float alpha=1.0, float? limit=None"
+)
+_library.define(
+    "coalesced_experts(Tensor hidden_states, Tensor expert_ids, Tensor routing_weights, "
+    f"{_WEIGHTS_AND_OPTIONS}) -> Tensor",
     tags=_TAGS,
 )
+_library.define(
+    "experts_subset_(Tensor(a!) output, Tensor hidden_states, Tensor expert_ids, "
+    f"Tensor routing_weights, Tensor expert_slots, {_WEIGHTS_AND_OPTIONS}) -> ()",
+    tags=_TAGS,
+)
+_library.impl("experts_subset_", grouped_experts_subset_, "CUDA")
 _library.define(
     "streamed_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor", tags=_TAGS
 )
@@ -74,6 +114,27 @@ def _fake_coalesced_experts(
     limit: float | None = None,
 ) -> torch.Tensor:
     return hidden_states.new_empty(hidden_states.shape)
+
+
+@torch.library.register_fake("coxmoe::experts_subset_")
+def _fake_experts_subset_(
+    output: torch.Tensor,
+    hidden_states: torch.Tensor,
+    expert_ids: torch.Tensor,
+    routing_weights: torch.Tensor,
+    expert_slots: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
+    *,
+    activation: str = "silu",
+    gate_layout: str = "concatenated",
+    transposed: bool = False,
+    alpha: float = 1.0,
+    limit: float | None = None,
+) -> None:
+    return None
 
 
 @torch.library.register_fake("coxmoe::streamed_linear")

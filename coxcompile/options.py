@@ -3,14 +3,21 @@
 import difflib
 import os
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from coxcompile import option_checks as checks
+from coxcompile.hardware import HardwareSpec
+from coxcompile.option_checks import Check
+from coxcompile.planner.activation_map import ActivationMap
+from coxcompile.planner.plan import Plan
 from coxcompile.runtime.choice_counts import ChoiceCounts
+from coxcompile.runtime.session import Session
 
 Training = Literal["error", "eager"]
+AcceleratorName = Literal["auto", "cuda", "emulated", "none"]
 
 
 class OptionsError(ValueError):
@@ -28,83 +35,6 @@ class OptionsError(ValueError):
             lines = "".join(f"\n  - {problem}" for problem in self.problems)
             message = f"{len(self.problems)} problems with the options of coxmoe:{lines}"
         super().__init__(message)
-
-
-@dataclass(frozen=True)
-class Check:
-    """Which values an option accepts.
-
-    ``allowed`` says so in words that fit after "allowed:". ``accept`` returns the value to store
-    and raises ValueError for a value that is not allowed, with the reason where ``allowed`` alone
-    would leave the user guessing. ``choices`` are the strings to suggest the nearest of.
-    """
-
-    allowed: str
-    accept: Callable[[object], object]
-    choices: tuple[str, ...] = ()
-
-
-def one_of(*choices: str) -> Check:
-    """Accept one of the given strings."""
-
-    def accept(value: object) -> str:
-        if not isinstance(value, str) or value not in choices:
-            raise ValueError
-        return value
-
-    return Check(" or ".join(f'"{choice}"' for choice in choices), accept, choices)
-
-
-def flag() -> Check:
-    """Accept True or False, and nothing that merely behaves like them."""
-
-    def accept(value: object) -> bool:
-        if not isinstance(value, bool):
-            raise ValueError
-        return value
-
-    return Check("True or False", accept)
-
-
-def share() -> Check:
-    """Accept a number from 0 to 1."""
-
-    def accept(value: object) -> float:
-        # bool is a subclass of int, but True is no quantity.
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise ValueError
-        return float(value)
-
-    return Check("a number from 0 to 1", accept)
-
-
-def directory() -> Check:
-    """Accept a path that is a directory or can become one, or None."""
-
-    def accept(value: object) -> Path | None:
-        if value is None:
-            return None
-        text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-        if not isinstance(text, str) or not text:
-            raise ValueError
-        path = Path(os.path.expanduser(text))
-        nearest = next((place for place in (path, *path.parents) if os.path.lexists(place)), None)
-        if nearest is not None and not os.path.isdir(nearest):
-            raise ValueError(f'"{nearest}" is not a directory')
-        return path
-
-    return Check("the path of a directory (str or os.PathLike), or None", accept)
-
-
-def counters() -> Check:
-    """Accept ChoiceCounts, or None."""
-
-    def accept(value: object) -> ChoiceCounts | None:
-        if value is not None and not isinstance(value, ChoiceCounts):
-            raise ValueError
-        return value
-
-    return Check("a coxcompile.ChoiceCounts, or None", accept)
 
 
 def declare(*, help: str, check: Check, environment: str | None = None) -> dict[str, Any]:
@@ -129,7 +59,7 @@ class Options:
         metadata=declare(
             help="What happens to a graph that needs gradients, which this backend does not"
             ' compile: "error" raises, "eager" runs it uncompiled and warns once.',
-            check=one_of(*get_args(Training)),
+            check=checks.one_of(*get_args(Training)),
         ),
     )
     dump: Path | None = field(
@@ -137,7 +67,7 @@ class Options:
         metadata=declare(
             help="Directory to which the graph after each pass is written, made if missing;"
             " None writes nothing.",
-            check=directory(),
+            check=checks.directory(),
             environment="COXMOE_DUMP",
         ),
     )
@@ -146,14 +76,14 @@ class Options:
         metadata=declare(
             help="Let Inductor keep packed copies of the weights of linear layers outside the"
             " experts: a few percent faster with many tokens, for more memory.",
-            check=flag(),
+            check=checks.flag(),
         ),
     )
     packed_weight_budget: float = field(
         default=0.05,
         metadata=declare(
             help="Largest share of the model's bytes that packed copies may take.",
-            check=share(),
+            check=checks.share(),
         ),
     )
     count_choices: ChoiceCounts | None = field(
@@ -161,7 +91,62 @@ class Options:
         metadata=declare(
             help="Where the compiled graph counts, on every call, how often each layer's experts"
             " are chosen; None counts nothing and costs nothing.",
-            check=counters(),
+            check=checks.counters(),
+        ),
+    )
+
+    accelerator: AcceleratorName = field(
+        default="auto",
+        metadata=declare(
+            help="Where the plan's GPU side runs; auto: on cuda if there is one, else everything on"
+            " the CPU. emulated: a test device (docs/emulated-accelerator.md).",
+            check=checks.one_of(*get_args(AcceleratorName)),
+        ),
+    )
+    vram: int | None = field(
+        default=None,
+        metadata=declare(
+            help="Bytes of the accelerator's memory to use; None: all that the hardware has.",
+            check=checks.size(),
+        ),
+    )
+    plan: Plan | str = field(
+        default="coxmoe",
+        metadata=declare(
+            help="What runs where: a policy, which plans for each graph, or a plan made before.",
+            check=checks.plan(),
+        ),
+    )
+    activation_map: ActivationMap | None = field(
+        default=None,
+        metadata=declare(
+            help="How often each expert is chosen (coxmoe stratify): the hottest become resident;"
+            " None: all alike.",
+            check=checks.activation_map(),
+        ),
+    )
+    hardware: HardwareSpec | None = field(
+        default=None,
+        metadata=declare(
+            help="The machine that policies plan for; None: this one as calibrated, or, emulated,"
+            " the paper's system I.",
+            check=checks.hardware(),
+        ),
+    )
+    throttle: bool = field(
+        default=False,
+        metadata=declare(
+            help="Let the emulated accelerator, and the CPU beside it, take as long as hardware"
+            " would.",
+            check=checks.flag(),
+        ),
+    )
+    session: Session | None = field(
+        default=None,
+        metadata=declare(
+            help="What graphs that share an accelerator have in common: records their calls, and"
+            " changes the resident experts; None: one for the process.",
+            check=checks.session(),
         ),
     )
 

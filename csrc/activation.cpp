@@ -86,13 +86,13 @@ COXCOMPILE_VECTOR_CLONES
 
 }  // namespace
 
-ActivationKind activation_kind(std::string_view name) {
+ActivationKind activation_kind(const char* op, std::string_view name) {
   if (name == "silu") return ActivationKind::silu;
   if (name == "gelu") return ActivationKind::gelu;
   if (name == "gelu_tanh") return ActivationKind::gelu_tanh;
   if (name == "relu") return ActivationKind::relu;
   if (name == "swigluoai") return ActivationKind::swigluoai;
-  TORCH_CHECK_VALUE(false, "coalesced_experts: activation is '", std::string(name),
+  TORCH_CHECK_VALUE(false, op, ": activation is '", std::string(name),
                     "', but must be one of silu, gelu, gelu_tanh, relu, swigluoai");
 }
 

@@ -14,8 +14,9 @@ struct Activation {
   float limit;  // swigluoai: clamp of gate (above) and up (both sides); infinity for none
 };
 
-// Throws for a name that is not one of silu, gelu, gelu_tanh, relu, swigluoai.
-ActivationKind activation_kind(std::string_view name);
+// Throws, in the name of `op`, for a name that is not one of silu, gelu, gelu_tanh, relu,
+// swigluoai.
+ActivationKind activation_kind(const char* op, std::string_view name);
 
 // activated[i] = act(gate[i * stride]) * up[i * stride]; stride is 2 where the two are interleaved.
 void activate(const Activation& activation, const float* gate, const float* up, int64_t stride,

@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from coxcompile.hardware import HardwareSpec
 from coxcompile.options import Options
+from coxcompile.planner.model_spec import ModelSpec
+from coxcompile.planner.plan import Stage, StagePlan
+from coxcompile.planner.workload import Workload
+from coxcompile.runtime.expert_layer import ExpertLayer
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,25 @@ class SkippedBlock:
         return f"{self.path} ({self.node}): {self.reason}"
 
 
+@dataclass(frozen=True)
+class Placement:
+    """What co-execution is planned with: chosen by the pass ``plan``, read by those after it.
+
+    Attributes:
+        model: dimensions of the model, as its graph shows them.
+        stage: "decode" if each sequence has one token and a cache, else "prefill".
+        plan: the stage's plan.
+        workload: what it was made for: the graph's batch and lengths.
+        reasons: for each decision a sentence.
+    """
+
+    model: ModelSpec
+    stage: Stage
+    plan: StagePlan
+    workload: Workload | None = None
+    reasons: tuple[str, ...] = ()
+
+
 @dataclass
 class PassContext:
     """Carried from pass to pass.
@@ -76,6 +100,11 @@ class PassContext:
         graphs: name of each pass run so far, with the readable graph it left.
         seconds: how long each pass took.
         dump_directory: where this graph's dumps go, if anywhere.
+        placement: the plan of co-execution; None without an accelerator.
+        vram: bytes of the accelerator's memory that the graph may use.
+        throttle: the machine whose speed an emulated accelerator is slowed to, if any.
+        expert_layers: the layers whose experts are divided, in order.
+        notes: what a pass left undone, and why; a sentence each.
     """
 
     options: Options
@@ -86,6 +115,11 @@ class PassContext:
     graphs: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     dump_directory: Path | None = None
+    placement: Placement | None = None
+    vram: int = 0
+    throttle: HardwareSpec | None = None
+    expert_layers: list[ExpertLayer] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 Pass = Callable[[GraphModule, PassContext], GraphModule]

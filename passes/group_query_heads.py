@@ -82,6 +82,8 @@ def _group(graph: Graph, attention: Node) -> None:
         output = _call(graph, aten.reshape.default, grouped, [-1, query_heads, 1, value_width])
     output.meta = {**attention.meta, **output.meta}
     attention.replace_all_uses_with(output)
+    # Dead code elimination keeps whatever may draw random numbers, such as attention with dropout.
+    graph.erase_node(attention)
 
 
 def _before_repetition(repeated: Node) -> Node:

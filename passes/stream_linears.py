@@ -1,5 +1,7 @@
 """Linears of few tokens → ``coxmoe::streamed_linear``, which reads the weight where it lies."""
 
+from collections.abc import Mapping
+
 import torch
 from torch.fx import GraphModule, Node
 
@@ -23,12 +25,16 @@ def stream_linears(graph_module: GraphModule, context: PassContext) -> GraphModu
     """
     if not context.blocks or not torch.cpu._is_avx512_bf16_supported():
         return graph_module
-    parameters = parameters_of(graph_module, context)
+    stream_linears_of(graph_module, parameters_of(graph_module, context))
+    return graph_module
+
+
+def stream_linears_of(graph_module: GraphModule, weights: Mapping[Node, torch.Tensor]) -> None:
+    """The same for the linears by these ``weights`` (placeholders, with what each stands for)."""
     for node in graph_module.graph.find_nodes(op="call_function", target=aten.linear.default):
         weight = node.args[1]
-        if weight in parameters and _is_streamed(node, parameters[weight]):
+        if weight in weights and _is_streamed(node, weights[weight]):
             node.target = torch.ops.coxmoe.streamed_linear.default
-    return graph_module
 
 
 def _is_streamed(linear: Node, weight: torch.Tensor) -> bool:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coxcompile.planner.cost_model import predict
-from coxcompile.planner.memory import HOST_RESERVE_BYTES, WORKSPACE_BYTES
+from coxcompile.hardware import HardwareSpec
 from coxcompile.planner.model_spec import ModelSpec
 from coxcompile.planner.policies.cpu_only import cpu_only
 from coxcompile.planner.policies.fitting import DoesNotFitError
@@ -52,8 +52,8 @@ def test_a_plan_fits_or_the_error_says_what_is_lacking(
     seed: int | None,
 ) -> None:
     hardware = machine(
-        WORKSPACE_BYTES + vram * model.total_bytes,
-        HOST_RESERVE_BYTES + host * model.total_bytes,
+        HardwareSpec.gpu_reserve_bytes + vram * model.total_bytes,
+        HardwareSpec.host_reserve_bytes + host * model.total_bytes,
         disk,
     )
     probabilities = None

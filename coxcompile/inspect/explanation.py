@@ -47,7 +47,8 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation
     If the model does not capture as one graph, ``skipped`` holds Dynamo's reason.
     """
     # Imported here: the backend imports this package for its dumps.
-    from coxcompile.backend import run_passes
+    from coxcompile.passes import PASSES
+    from coxcompile.pipeline import run_passes
 
     model = getattr(model, "_orig_mod", model)
     try:
@@ -64,7 +65,7 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation
     tracing_context = TracingContext(backend_input.fake_mode)
     tracing_context.tensor_to_context = backend_input.tensor_to_context
     with torch.no_grad(), tracing(tracing_context):
-        run_passes(backend_input.graph_module, context)
+        run_passes(backend_input.graph_module, context, PASSES)
     return Explanation(tuple(context.blocks), tuple(context.skipped), context.graphs)
 
 

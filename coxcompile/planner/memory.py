@@ -10,14 +10,8 @@ from coxcompile.planner.plan import Device, StagePlan
 from coxcompile.planner.stage_load import StageLoad
 from coxcompile.planner.workload import Workload
 
-WORKSPACE_BYTES = 2**30
-"""Set aside in VRAM for the driver's context and libraries' workspaces."""
-
 STAGING = "staging of migrating experts"
 """The item of VRAM that a plan without migrating experts does not need."""
-
-HOST_RESERVE_BYTES = 4 * 2**30
-"""Set aside in host memory for the operating system and the process itself."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ def memory_use(
             "intermediates of a micro-batch": overlapping * gpu_rows,
             "intermediates of experts": expert_rows if home(plan, hardware) == "gpu" else 0.0,
             "hidden states": hidden_states if home(plan, hardware) == "gpu" else 0.0,
-            "workspace": WORKSPACE_BYTES,
+            "workspace": hardware.gpu_reserve_bytes,
         }
     host: dict[str, float] = {
         "weights": (1 - plan.disk_share) * model.total_bytes,
@@ -104,7 +98,7 @@ def memory_use(
         "intermediates of a micro-batch": overlapping * cpu_rows,
         "intermediates of experts": expert_rows if any(s.cpu for s in plan.experts) else 0.0,
         "hidden states": 2 * load.tokens * model.hidden * width,
-        "reserve": HOST_RESERVE_BYTES,
+        "reserve": hardware.host_reserve_bytes,
     }
     disk = {"weights": plan.disk_share * model.total_bytes}
     return MemoryUse(vram, host, disk)

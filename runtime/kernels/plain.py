@@ -1,9 +1,9 @@
-"""``coxmoe::coalesced_experts`` as plain PyTorch calls (oneDNN linears): no compiler needed."""
+"""The expert operators as plain PyTorch calls (oneDNN linears): no compiler needed."""
 
 import torch
 from torch.nn import functional
 
-_ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "swigluoai")
+from coxcompile.runtime.kernels.gating import Gating
 
 
 def coalesced_experts(
@@ -21,70 +21,112 @@ def coalesced_experts(
     alpha: float = 1.0,
     limit: float | None = None,
 ) -> torch.Tensor:
-    """Shapes, dtypes and meaning as in :mod:`coxcompile.ops`.
+    """``coxmoe::coalesced_experts``; shapes, dtypes and meaning as in :mod:`coxcompile.ops`.
 
     Raises:
         ValueError: ``activation`` or ``gate_layout`` is unknown.
         IndexError: an expert id is out of range.
     """
-    if activation not in _ACTIVATIONS:
+    gating = Gating("coalesced_experts", activation, gate_layout, alpha, limit)
+    _check_ids(gating.op, expert_ids, len(gate_up))
+    weights = (gate_up, down, gate_up_bias, down_bias)
+    sums = _sums_of_choices(hidden_states, expert_ids, routing_weights, weights, transposed, gating)
+    return sums.to(hidden_states.dtype)
+
+
+def experts_subset_(
+    output: torch.Tensor,
+    hidden_states: torch.Tensor,
+    expert_ids: torch.Tensor,
+    routing_weights: torch.Tensor,
+    expert_slots: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
+    *,
+    activation: str = "silu",
+    gate_layout: str = "concatenated",
+    transposed: bool = False,
+    alpha: float = 1.0,
+    limit: float | None = None,
+) -> None:
+    """``coxmoe::experts_subset_``; shapes, dtypes and meaning as in :mod:`coxcompile.ops`.
+
+    Raises:
+        ValueError: ``activation`` or ``gate_layout`` is unknown, ``output`` has another shape or
+            dtype, or a slot is not in the stacked weights.
+        IndexError: an expert id is out of range.
+    """
+    gating = Gating("experts_subset_", activation, gate_layout, alpha, limit)
+    check_output(gating.op, output, hidden_states)
+    _check_ids(gating.op, expert_ids, len(expert_slots))
+    if len(outside := expert_slots[expert_slots >= len(gate_up)]):
         raise ValueError(
-            f"coalesced_experts: activation is {activation!r}, but must be one of "
-            f"{', '.join(_ACTIVATIONS)}"
+            f"{gating.op}: expert_slots holds slot {int(outside[0])}, but gate_up has "
+            f"{len(gate_up)} slots; slots must lie below that, or be negative for experts elsewhere"
         )
-    if gate_layout not in ("concatenated", "interleaved"):
+    slots = expert_slots[expert_ids]
+    weights = (gate_up, down, gate_up_bias, down_bias)
+    sums = _sums_of_choices(hidden_states, slots, routing_weights, weights, transposed, gating)
+    chosen = (slots >= 0).any(dim=1)
+    output[chosen] += sums[chosen]
+
+
+def check_output(op: str, output: torch.Tensor, hidden_states: torch.Tensor) -> None:
+    """Raise ValueError unless ``output`` can take shares of the experts of ``hidden_states``."""
+    if output.dtype != torch.float32 or output.shape != hidden_states.shape:
         raise ValueError(
-            f"coalesced_experts: gate_layout is {gate_layout!r}, but must be 'concatenated' or "
-            "'interleaved'"
+            f"{op}: output is {output.dtype} of shape {tuple(output.shape)}, but must be float32 "
+            f"of hidden_states' shape {tuple(hidden_states.shape)}"
         )
-    experts, top_k = gate_up.shape[0], expert_ids.shape[1]
-    flat_ids = expert_ids.reshape(-1)
-    if len(outside := flat_ids[(flat_ids < 0) | (flat_ids >= experts)]):
+    if not output.is_contiguous():
+        raise ValueError(
+            f"{op}: output has strides {output.stride()}, but must be contiguous; allocate it with "
+            "torch.zeros"
+        )
+
+
+def _check_ids(op: str, expert_ids: torch.Tensor, experts: int) -> None:
+    if len(outside := expert_ids[(expert_ids < 0) | (expert_ids >= experts)]):
         raise IndexError(
-            f"coalesced_experts: expert_ids holds {int(outside[0])}, but there are {experts} "
-            f"experts; ids must lie in [0, {experts})"
+            f"{op}: expert_ids holds {int(outside[0])}, but there are {experts} experts; ids must "
+            f"lie in [0, {experts})"
         )
-    slots = flat_ids.argsort(stable=True)
-    counts = torch.bincount(flat_ids, minlength=experts).tolist()
-    weighted = torch.empty(flat_ids.numel(), hidden_states.shape[1], dtype=torch.float32)
+
+
+def _sums_of_choices(
+    hidden_states: torch.Tensor,
+    slots: torch.Tensor,
+    routing_weights: torch.Tensor,
+    weights: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None],
+    transposed: bool,
+    gating: Gating,
+) -> torch.Tensor:
+    """Each token's weighted sum over its choices [T, H] float32; those of negative slot give 0."""
+    gate_up, down, gate_up_bias, down_bias = weights
+    top_k, hidden = slots.shape[1], hidden_states.shape[1]
+    flat_slots = slots.reshape(-1)
+    # Negative slots sort first and go into a group of their own.
+    choices = flat_slots.argsort(stable=True)
+    counts = torch.bincount(flat_slots.clamp(min=-1) + 1, minlength=len(gate_up) + 1).tolist()
+    weighted = torch.zeros(flat_slots.numel(), hidden, dtype=torch.float32)
     flat_weights = routing_weights.reshape(-1, 1).float()
-    for expert, expert_slots in enumerate(slots.split(counts)):
-        if not expert_slots.numel():
+    for slot, own in enumerate(choices.split(counts)[1:]):
+        if not own.numel():
             continue
-        tokens = hidden_states[expert_slots // top_k]
-        projected = _linear(tokens, gate_up, gate_up_bias, expert, transposed).float()
-        if gate_layout == "interleaved":
-            gate, up = projected[:, ::2], projected[:, 1::2]
-        else:
-            gate, up = projected.chunk(2, dim=-1)
-        activated = _activate(gate, up, activation, alpha, limit).to(hidden_states.dtype)
-        output = _linear(activated, down, down_bias, expert, transposed).float()
-        weighted[expert_slots] = output * flat_weights[expert_slots]
-    return weighted.view(-1, top_k, hidden_states.shape[1]).sum(1).to(hidden_states.dtype)
+        projected = _linear(hidden_states[own // top_k], gate_up, gate_up_bias, slot, transposed)
+        output = _linear(gating(projected), down, down_bias, slot, transposed)
+        weighted[own] = output.float() * flat_weights[own]
+    return weighted.view(-1, top_k, hidden).sum(1)
 
 
 def _linear(
     tokens: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    expert: int,
+    slot: int,
     transposed: bool,
 ) -> torch.Tensor:
-    matrix = weight[expert].t() if transposed else weight[expert]
-    return functional.linear(tokens, matrix, None if bias is None else bias[expert])
-
-
-def _activate(
-    gate: torch.Tensor, up: torch.Tensor, activation: str, alpha: float, limit: float | None
-) -> torch.Tensor:
-    if activation == "silu":
-        return functional.silu(gate) * up
-    if activation == "gelu":
-        return functional.gelu(gate) * up
-    if activation == "gelu_tanh":
-        return functional.gelu(gate, approximate="tanh") * up
-    if activation == "relu":
-        return functional.relu(gate) * up
-    bound = float("inf") if limit is None else limit
-    gate, up = gate.clamp(max=bound), up.clamp(-bound, bound)
-    return (up + 1) * gate * torch.sigmoid(alpha * gate)
+    matrix = weight[slot].t() if transposed else weight[slot]
+    return functional.linear(tokens, matrix, None if bias is None else bias[slot])

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from coxcompile.planner.memory import HOST_RESERVE_BYTES, WORKSPACE_BYTES
 from coxcompile.planner.policies.setting import STAGES, Pair, Setting
 from coxcompile.planner.policies.splits import gpu_of
 
@@ -28,11 +27,12 @@ class Candidate:
 
 def memory_budgets(setting: Setting, vram_share: float, host_share: float) -> tuple[float, float]:
     """Bytes of (VRAM, host memory) to plan with: the baseline's share, less what is set aside."""
-    vram = gpu_of(setting.policy, setting.hardware).memory_bytes
-    host = setting.hardware.cpu.memory_bytes
+    hardware = setting.hardware
+    vram = gpu_of(setting.policy, hardware).memory_bytes
+    host = hardware.cpu.memory_bytes
     return (
-        min(vram_share * vram, vram - WORKSPACE_BYTES),
-        min(host_share * host, host - HOST_RESERVE_BYTES),
+        min(vram_share * vram, vram - hardware.gpu_reserve_bytes),
+        min(host_share * host, host - hardware.host_reserve_bytes),
     )
 
 

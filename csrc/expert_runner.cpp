@@ -1,0 +1,209 @@
+#include "expert_runner.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "expert_projections.h"
+#include "expert_tasks.h"
+#include "token_blocks.h"
+
+namespace coxcompile {
+namespace {
+
+// Kept from call to call: fresh pages cost more than a tenth of a prefill's experts.
+template <typename scalar_t>
+struct Workspace {
+  std::vector<scalar_t> intermediate;  // [choices, intermediate], grouped by expert
+  std::vector<float> weighted;         // [choices, hidden], by token
+
+  static Workspace& of_calling_thread(size_t choices, const Dimensions& dimensions) {
+    thread_local Workspace workspace;
+    const auto grow = [](auto& buffer, size_t size) {
+      buffer.resize(std::max(buffer.size(), size));
+    };
+    grow(workspace.intermediate, choices * dimensions.intermediate);
+    grow(workspace.weighted, choices * dimensions.hidden);
+    return workspace;
+  }
+};
+
+template <typename scalar_t>
+class ExpertRunner {
+ public:
+  ExpertRunner(const ExpertCall& call, const Routing& routing)
+      : dimensions_(call.dimensions),
+        weights_(call),
+        activation_(call.activation),
+        routing_(routing),
+        hidden_states_(call.hidden_states.const_data_ptr<scalar_t>()),
+        routing_weights_(call.routing_weights.const_data_ptr<float>()),
+        workspace_(Workspace<scalar_t>::of_calling_thread(routing.choices.size(), dimensions_)),
+        pending_(std::make_unique<std::atomic<int64_t>[]>(dimensions_.experts)),
+        tasks_(plan_tasks(dimensions_, routing, &least_tokens_for_panels<scalar_t>)) {
+    for (const Task& task : tasks_) {
+      pending_[task.expert] += task.stage == Task::Stage::gate_up;
+    }
+  }
+
+  // Leaves the weighted output of every choice in the workspace.
+  void run() {
+    std::atomic<size_t> next_task{0};
+    // Tasks are taken in order and every gate_up task precedes every down task, so a thread that
+    // waits for an expert's gate_up tasks waits only for tasks already running: no deadlock, no
+    // barrier.
+    at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+      Scratch<scalar_t> scratch;
+      for (size_t i = next_task++; i < tasks_.size(); i = next_task++) {
+        if (tasks_[i].stage == Task::Stage::gate_up) {
+          run_gate_up(tasks_[i], scratch);
+        } else {
+          run_down(tasks_[i], scratch);
+        }
+      }
+      release_panels<scalar_t>();
+    });
+  }
+
+  void replace(scalar_t* output) const {
+    for_tokens([&](int64_t token) {
+      combine(token, [&](int64_t i, float sum) {
+        output[token * dimensions_.hidden + i] = static_cast<scalar_t>(sum);
+      });
+    });
+  }
+
+  void add(float* output) const {
+    for_tokens([&](int64_t token) {
+      if (routing_.token_rows[token] < routing_.token_rows[token + 1]) {
+        combine(token,
+                [&](int64_t i, float sum) { output[token * dimensions_.hidden + i] += sum; });
+      }
+    });
+  }
+
+ private:
+  void run_gate_up(const Task& task, Scratch<scalar_t>& scratch) {
+    const auto projection = weights_.gate_up_of(task.expert, dimensions_);
+    const int64_t stride = 2 * task.count;
+    const bool interleaved = weights_.interleaved;
+    const auto row = [&](int64_t position) {
+      return hidden_states_ + routing_.choices[position] / dimensions_.top_k * dimensions_.hidden;
+    };
+    const auto body = [&](int64_t position, int64_t token_count) {
+      scratch.products.resize(token_count * stride + task.count);
+      float* products = scratch.products.data();
+      float* activated = products + token_count * stride;
+      if (interleaved) {
+        projection.run(2 * task.first, stride, scratch.tokens, products, stride, scratch.panel);
+      } else {
+        projection.run(task.first, task.count, scratch.tokens, products, stride, scratch.panel);
+        projection.run(dimensions_.intermediate + task.first, task.count, scratch.tokens,
+                       products + task.count, stride, scratch.panel);
+      }
+      for (int64_t t = 0; t < token_count; ++t) {
+        const float* gate = products + t * stride;
+        activate(activation_, gate, interleaved ? gate + 1 : gate + task.count, interleaved ? 2 : 1,
+                 task.count, activated);
+        scalar_t* destination =
+            workspace_.intermediate.data() + (position + t) * dimensions_.intermediate + task.first;
+        for (int64_t i = 0; i < task.count; ++i) {
+          destination[i] = static_cast<scalar_t>(activated[i]);
+        }
+      }
+    };
+    for_token_blocks(task, routing_, projection, row, scratch, body);
+    pending_[task.expert].fetch_sub(1, std::memory_order_release);
+  }
+
+  void run_down(const Task& task, Scratch<scalar_t>& scratch) {
+    while (pending_[task.expert].load(std::memory_order_acquire) > 0) {
+      std::this_thread::yield();
+    }
+    const auto projection = weights_.down_of(task.expert, dimensions_);
+    const auto row = [&](int64_t position) {
+      return workspace_.intermediate.data() + position * dimensions_.intermediate;
+    };
+    const auto body = [&](int64_t position, int64_t token_count) {
+      scratch.products.resize(token_count * task.count);
+      projection.run(task.first, task.count, scratch.tokens, scratch.products.data(), task.count,
+                     scratch.panel);
+      for (int64_t t = 0; t < token_count; ++t) {
+        float* destination = workspace_.weighted.data() +
+                             routing_.rows[position + t] * dimensions_.hidden + task.first;
+        const float* source = scratch.products.data() + t * task.count;
+        const float routing_weight = routing_weights_[routing_.choices[position + t]];
+        for (int64_t i = 0; i < task.count; ++i) {
+          destination[i] = routing_weight * source[i];
+        }
+      }
+    };
+    for_token_blocks(task, routing_, projection, row, scratch, body);
+  }
+
+  template <typename Body>
+  void for_tokens(const Body& body) const {
+    at::parallel_for(0, dimensions_.tokens, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t token = begin; token < end; ++token) {
+        body(token);
+      }
+    });
+  }
+
+  // A token's choices are summed in the router's order, whoever computed them: the result has the
+  // same bits for any number of threads. Calls store(i, sum) for each hidden index.
+  template <typename Store>
+  void combine(int64_t token, const Store& store) const {
+    const int64_t begin = routing_.token_rows[token];
+    const int64_t choices = routing_.token_rows[token + 1] - begin;
+    const float* first = workspace_.weighted.data() + begin * dimensions_.hidden;
+    for (int64_t i = 0; i < dimensions_.hidden; ++i) {
+      float sum = 0;
+      for (int64_t choice = 0; choice < choices; ++choice) {
+        sum += first[choice * dimensions_.hidden + i];
+      }
+      store(i, sum);
+    }
+  }
+
+  const Dimensions dimensions_;
+  const ExpertWeights<scalar_t> weights_;
+  const Activation activation_;
+  const Routing& routing_;
+  const scalar_t* hidden_states_;
+  const float* routing_weights_;
+  Workspace<scalar_t>& workspace_;
+  std::unique_ptr<std::atomic<int64_t>[]> pending_;  // gate_up tasks left, by expert
+  const std::vector<Task> tasks_;
+};
+
+}  // namespace
+
+void run_experts(const ExpertCall& call, const Routing& routing, Combination combination,
+                 const at::Tensor& output) {
+  const auto run = [&](auto element) {
+    using scalar_t = decltype(element);
+    ExpertRunner<scalar_t> runner(call, routing);
+    runner.run();
+    if (combination == Combination::replace) {
+      runner.replace(output.mutable_data_ptr<scalar_t>());
+    } else {
+      runner.add(output.mutable_data_ptr<float>());
+    }
+  };
+  switch (call.hidden_states.scalar_type()) {
+    case at::kFloat:
+      return run(float{});
+    case at::kBFloat16:
+      return run(at::BFloat16{});
+    default:
+      return run(at::Half{});  // checked_call lets no other type through
+  }
+}
+
+}  // namespace coxcompile

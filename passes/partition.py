@@ -1,0 +1,102 @@
+"""Nodes of one side that follow one another → partitions, each compiled and started as a whole."""
+
+import operator
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
+
+from coxcompile.passes.context import PassContext
+from coxcompile.passes.devices import INHERITED, cache_of, device_of, is_host_view
+from coxcompile.runtime.instructions import INSTRUCTIONS
+
+aten = torch.ops.aten
+PREFIX = "partition_"
+
+
+def partition(graph_module: GraphModule, context: PassContext) -> GraphModule:
+    """Fuse operators into submodules: one a side, micro-batch and stretch between transfers.
+
+    A node's level is how often the longest path to it leaves its side or micro-batch or passes an
+    instruction. Nodes of one side, micro-batch and level make a partition: no path leaves such a
+    set and comes back, so the partitions are convex and the graph of them has no cycle. A node that
+    only later ones of its own kind read joins them, so that no partition is made for it alone.
+
+    Must not fuse instructions, nor slices of inputs: the executor makes these as views, so that a
+    partition can write to the input they are of.
+    """
+    levels = _levels(graph_module)
+    groups: dict[Any, list[Node]] = defaultdict(list)
+    for node, level in levels.items():
+        if _is_fusable(node) and node.target is not operator.getitem:
+            groups[(*_kind(node), level)].append(node)
+    for node in graph_module.graph.nodes:
+        source = node.args[0] if node.target is operator.getitem else None
+        if isinstance(source, Node) and _is_fusable(node):
+            groups[(*_kind(source), levels[source])].append(node)
+    fuse_by_partitions(
+        graph_module,
+        [dict.fromkeys(nodes) for nodes in groups.values()],  # type: ignore[misc]
+        prefix=PREFIX,
+        always_return_tuple=True,
+    )
+    for node in graph_module.graph.find_nodes(op="call_module"):
+        _describe(graph_module, node)
+    return graph_module
+
+
+def _is_fusable(node: Node) -> bool:
+    if node.op != "call_function" or node.target in INSTRUCTIONS or is_host_view(node):
+        return False
+    if node.target is operator.getitem:
+        return _is_fusable(node.args[0])  # type: ignore[arg-type]
+    return True
+
+
+def _kind(node: Node) -> tuple[str, int, int]:
+    micro_batch = node.meta.get("micro_batch", -1)
+    return device_of(node), micro_batch, node.meta.get("block", -1)
+
+
+def _levels(graph_module: GraphModule) -> dict[Node, int]:
+    levels: dict[Node, int] = {}
+    for node in graph_module.graph.nodes:
+        before = [*node.all_input_nodes, *_read_before(node)]
+        levels[node] = max((levels[s] + _steps(s, node) for s in before), default=0)
+    for node in reversed(graph_module.graph.nodes):
+        if _is_fusable(node) and node.users and not any(_steps(node, u) for u in node.users):
+            levels[node] = min(levels[user] for user in node.users)
+    return levels
+
+
+def _read_before(node: Node) -> Iterator[Node]:
+    """What reads the input that a node writes to: it has to come first, and stands before it."""
+    if node.target is not aten.copy_.default:
+        return
+    written = node.args[0]
+    assert isinstance(written, Node)
+    for source in {written, cache_of(written)}:
+        yield from (user for user in source.users if user is not node and not is_host_view(user))
+
+
+def _steps(source: Node, reader: Node) -> int:
+    """Whether the way from one node to the next leaves a partition."""
+    if source.op in ("placeholder", "get_attr"):
+        return 0
+    fused = _is_fusable(source) and _is_fusable(reader)
+    return 0 if fused and _kind(source) == _kind(reader) else 1
+
+
+def _describe(graph_module: GraphModule, node: Node) -> None:
+    """A partition belongs to the last of its nodes' layer, and to their side and micro-batch."""
+    inner: Any = getattr(graph_module, str(node.target))
+    calls = [n for n in inner.graph.nodes if n.op == "call_function"]
+    last = max(calls, key=lambda call: call.meta.get("layer", -1))
+    node.meta = {key: last.meta[key] for key in INHERITED if key in last.meta}
+    values = [result.meta["val"] for result in inner.graph.output_node().args[0]]
+    node.meta |= {"val": tuple(values), "device": device_of(last)}
+    for user in node.users:
+        user.meta = {**node.meta, "val": values[user.args[1]]}

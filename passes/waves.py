@@ -1,0 +1,76 @@
+"""The order in which each stream serves the nodes of a co-execution graph: waves (docs/simulator.md)."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from torch.fx import Node
+
+from coxcompile.planner.waves import EXPERT_WAVES
+from coxcompile.runtime.buffers import stream_of
+
+Key = tuple[int, int, int, int]
+"""Block, wave, micro-batch, place in the graph."""
+
+
+def waves(tasks: Sequence[Node], before: Mapping[Node, Sequence[Node]], coalesced: bool) -> dict[Node, Key]:
+    """A key for each task: a stream serves the lowest first.
+
+    Micro-batch k's v-th visit to a stream is served in wave k + v of its layer, earlier
+    micro-batches first, as the planner's simulator has it. Coalesced experts follow when all
+    micro-batches of the layer are through; others belong to their micro-batch.
+
+    Args:
+        tasks: nodes that run on streams, in topological order.
+        before: for each task the tasks whose results it reads.
+    """
+    layers = max((task.meta.get("layer", 0) for task in tasks), default=0) + 1
+    visits: dict[Node, int] = {}
+    stops: dict[int, int] = defaultdict(int)
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    barriers = set()
+    for task in tasks:
+        layer = _layer(task, layers)
+        micro_batch = task.meta.get("micro_batch")
+        if micro_batch is None:
+            if task.meta.get("operation") == "experts":
+                barriers.add(layer)
+            continue
+        block = task.meta.get("block", 0)
+        first[block] = min(first.get(block, micro_batch), micro_batch)
+        last[block] = max(last.get(block, micro_batch), micro_batch)
+        visits[task] = max(
+            (
+                visits[earlier] + (stream_of(earlier) != stream_of(task))
+                for earlier in before[task]
+                if earlier in visits
+                and earlier.meta["micro_batch"] == micro_batch
+                and _layer(earlier, layers) == layer
+            ),
+            default=0,
+        )
+        stops[layer] = max(stops[layer], visits[task] + 1)
+    count = max((last[block] - first[block] + 1 for block in first), default=1)
+    starts = [0]
+    for layer in range(layers + 1):
+        alone = count + stops[layer] + 1
+        flowing = max(count, stops[layer] + EXPERT_WAVES)
+        starts.append(starts[-1] + (alone if coalesced and layer in barriers else flowing))
+    keys = {}
+    for place, task in enumerate(tasks):
+        layer, block = _layer(task, layers), task.meta.get("block", 0)
+        if task in visits:
+            micro_batch = task.meta["micro_batch"]
+            wave = starts[layer] + micro_batch - first[block] + visits[task]
+            keys[task] = (block, wave, micro_batch, place)
+        elif task.meta.get("operation") is None:
+            keys[task] = (-1, 0, 0, place)
+        else:
+            keys[task] = (block, starts[layer] + count + stops[layer], -1, place)
+    return keys
+
+
+def _layer(task: Node, layers: int) -> int:
+    if task.meta.get("operation") == "head":
+        return layers
+    return int(task.meta.get("layer", 0))
