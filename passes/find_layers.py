@@ -7,8 +7,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from coxcompile.passes.context import PassContext
-from coxcompile.passes.hidden_path import HiddenPath, is_float
+from coxcompile.passes.hidden_path import HiddenPath
 from coxcompile.passes.moe_forms.patterns import is_call, shape_of
+from coxcompile.passes.products import is_float
 
 aten = torch.ops.aten
 

@@ -1,23 +1,19 @@
 """The path of the hidden states through a graph: what depends on them, what all of it passes."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import cast
 
 import networkx  # type: ignore[import-untyped]
 import torch
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-import coxcompile.ops  # noqa: F401  (defines the ops)
 from coxcompile.passes.context import PassContext, parameters_of
 from coxcompile.passes.moe_forms.patterns import is_call, shape_of
+from coxcompile.passes.products import ATTENTION, PRODUCTS, is_float, weight_of
 
 aten = torch.ops.aten
 
-_LINEARS = (aten.linear.default, torch.ops.coxmoe.streamed_linear.default)
-_PRODUCTS = (aten.matmul.default, aten.mm.default, aten.bmm.default)
-_ATTENTION = aten.scaled_dot_product_attention.default
 _START = "start"
 
 
@@ -105,16 +101,16 @@ class HiddenPath:
             if is_float(node) or not isinstance(node.meta["val"], torch.Tensor):
                 values.add(node)
             cores_before = [core_of[source] for source in sources if source in core_of]
-            if is_call(node, _ATTENTION):
+            if is_call(node, ATTENTION):
                 cores.append([node])
-            elif is_call(node, *_PRODUCTS) and all(operand in values for operand in node.args[:2]):
+            elif is_call(node, *PRODUCTS) and all(operand in values for operand in node.args[:2]):
                 core_of[node] = max(cores_before, default=len(cores))
                 if core_of[node] == len(cores):
                     cores.append([])
                 cores[core_of[node]].append(node)
             elif cores_before and weight_of(node, values.__contains__) is None:
                 core_of[node] = max(cores_before)
-        return [core for core in cores if len(core) > 1 or is_call(core[0], _ATTENTION)]
+        return [core for core in cores if len(core) > 1 or is_call(core[0], ATTENTION)]
 
     def residual_stream(self, core: Node) -> Node | None:
         """The last node that dominates both ``core`` and the first value that bypasses it."""
@@ -147,36 +143,6 @@ class HiddenPath:
         graph.add_edges_from((s, node) for node in self.nodes for s in self.sources(node))
         found = networkx.immediate_dominators(graph, _START) if self.roots else {}
         return {node: above for node, above in found.items() if isinstance(above, Node)}
-
-
-def weight_of(
-    node: Node, is_activation: Callable[[Node], bool] = lambda node: "operation" in node.meta
-) -> Node | None:
-    """The weight that ``node`` multiplies activations by, as a linear does; None if it does not.
-
-    Without ``is_activation``, reads what find_layers wrote.
-    """
-    if is_call(node, *_LINEARS):
-        return cast(Node, node.args[1])
-    if is_call(node, *_PRODUCTS, aten.addmm.default):
-        first, second = cast(tuple[Node, ...], node.args[-2:])
-        if is_activation(first) != is_activation(second):
-            return second if is_activation(first) else first
-    return None
-
-
-def multiplies_activations(node: Node) -> bool:
-    """Whether ``node`` is a product of two activations, or attention as one operator.
-
-    Reads what find_layers wrote.
-    """
-    return is_call(node, _ATTENTION) or (is_call(node, *_PRODUCTS) and weight_of(node) is None)
-
-
-def is_float(node: Node) -> bool:
-    """Whether ``node`` is a tensor of real or complex numbers."""
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def _is_integer(node: Node) -> bool:

@@ -15,6 +15,7 @@ from coxcompile.runtime.instructions import INSTRUCTIONS
 
 aten = torch.ops.aten
 PREFIX = "partition_"
+Kind = tuple[str, int, int, int]
 
 
 def partition(graph_module: GraphModule, context: PassContext) -> GraphModule:
@@ -26,17 +27,20 @@ def partition(graph_module: GraphModule, context: PassContext) -> GraphModule:
     only later ones of its own kind read joins them, so that no partition is made for it alone.
 
     Must not fuse instructions, nor slices of inputs: the executor makes these as views, so that a
-    partition can write to the input they are of.
+    partition can write to the input they are of. Where layers wait for their weights, no partition
+    spans two layers: it would need the weights of both at once.
     """
-    levels = _levels(graph_module)
+    assert context.placement is not None
+    kinds = _kinds(graph_module, by_layer=not context.placement.plan.fetches_overlap)
+    levels = _levels(graph_module, kinds)
     groups: dict[Any, list[Node]] = defaultdict(list)
     for node, level in levels.items():
         if _is_fusable(node) and node.target is not operator.getitem:
-            groups[(*_kind(node), level)].append(node)
+            groups[kinds[node], level].append(node)
     for node in graph_module.graph.nodes:
         source = node.args[0] if node.target is operator.getitem else None
         if isinstance(source, Node) and _is_fusable(node):
-            groups[(*_kind(source), levels[source])].append(node)
+            groups[kinds[source], levels[source]].append(node)
     fuse_by_partitions(
         graph_module,
         [dict.fromkeys(nodes) for nodes in groups.values()],  # type: ignore[misc]
@@ -56,18 +60,33 @@ def _is_fusable(node: Node) -> bool:
     return True
 
 
-def _kind(node: Node) -> tuple[str, int, int]:
-    micro_batch = node.meta.get("micro_batch", -1)
-    return device_of(node), micro_batch, node.meta.get("block", -1)
+def _kinds(graph_module: GraphModule, *, by_layer: bool) -> dict[Node, Kind]:
+    """Side, micro-batch and block of every node, and its layer if ``by_layer``."""
+    return {
+        node: (
+            device_of(node),
+            node.meta.get("micro_batch", -1),
+            node.meta.get("block", -1),
+            node.meta.get("layer", -1) if by_layer else -1,
+        )
+        for node in graph_module.graph.nodes
+    }
 
 
-def _levels(graph_module: GraphModule) -> dict[Node, int]:
+def _levels(graph_module: GraphModule, kinds: dict[Node, Kind]) -> dict[Node, int]:
+    def steps(source: Node, reader: Node) -> int:
+        """Whether the way from one node to the next leaves a partition."""
+        if source.op in ("placeholder", "get_attr"):
+            return 0
+        fused = _is_fusable(source) and _is_fusable(reader)
+        return 0 if fused and kinds[source] == kinds[reader] else 1
+
     levels: dict[Node, int] = {}
     for node in graph_module.graph.nodes:
         before = [*node.all_input_nodes, *_read_before(node)]
-        levels[node] = max((levels[s] + _steps(s, node) for s in before), default=0)
+        levels[node] = max((levels[s] + steps(s, node) for s in before), default=0)
     for node in reversed(graph_module.graph.nodes):
-        if _is_fusable(node) and node.users and not any(_steps(node, u) for u in node.users):
+        if _is_fusable(node) and node.users and not any(steps(node, u) for u in node.users):
             levels[node] = min(levels[user] for user in node.users)
     return levels
 
@@ -80,14 +99,6 @@ def _read_before(node: Node) -> Iterator[Node]:
     assert isinstance(written, Node)
     for source in {written, cache_of(written)}:
         yield from (user for user in source.users if user is not node and not is_host_view(user))
-
-
-def _steps(source: Node, reader: Node) -> int:
-    """Whether the way from one node to the next leaves a partition."""
-    if source.op in ("placeholder", "get_attr"):
-        return 0
-    fused = _is_fusable(source) and _is_fusable(reader)
-    return 0 if fused and _kind(source) == _kind(reader) else 1
 
 
 def _describe(graph_module: GraphModule, node: Node) -> None:

@@ -11,9 +11,9 @@ from torch.fx.experimental.symbolic_shapes import has_guarding_hint, optimizatio
 
 from coxcompile.passes.context import PassContext, parameters_of
 from coxcompile.passes.find_layers import is_experts
-from coxcompile.passes.hidden_path import weight_of
 from coxcompile.passes.minimum_cut import Value, minimum_cut
 from coxcompile.passes.moe_forms.patterns import is_call
+from coxcompile.passes.products import weight_of
 from coxcompile.planner.plan import Device, StagePlan
 
 aten = torch.ops.aten

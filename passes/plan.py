@@ -34,8 +34,8 @@ def plan(graph_module: GraphModule, context: PassContext) -> GraphModule:
         PlanError: see above.
         DoesNotFitError: the policy finds no plan for this memory.
     """
-    if context.notes:
-        raise PlanError(context.notes[0])
+    if not any("layer" in node.meta for node in graph_module.graph.nodes):
+        raise PlanError(f'{"; ".join(context.notes)}; use accelerator="none"')
     model = model_from_graph(graph_module, context.blocks)
     stage, workload = workload_from_graph(graph_module)
     made = _plan_for(context, model, workload)
@@ -83,6 +83,12 @@ def _plan_for(context: PassContext, model: ModelSpec, workload: Workload) -> Pla
 
 
 def _check(stage_plan: StagePlan, model: ModelSpec, stage: Stage) -> None:
+    for name, usual in (("attention_parts", 1), ("cpu_rows_share", 0.0)):
+        if getattr(stage_plan, name) != usual:
+            raise PlanError(
+                f"the plan's {name} in {stage} is {getattr(stage_plan, name)}, which is planned but "
+                f'not carried out yet; make it {usual}, or use another policy than "best"'
+            )
     if stage_plan.disk_share:
         raise PlanError(
             f"the plan's disk_share in {stage} is {stage_plan.disk_share:.2g}, but weights are read "

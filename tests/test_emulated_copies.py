@@ -66,18 +66,30 @@ def test_unpinned_memory_is_copied_asynchronously_as_well(device: torch.device) 
     assert values.cpu().eq(1).all()
 
 
-def test_a_copy_keeps_its_source(device: torch.device) -> None:
+def test_a_copy_keeps_its_source_on_the_host(device: torch.device) -> None:
     stream = torch.Stream(device)
-    result = torch.empty(4, pin_memory=True)
     with stream:
-        values = torch.ones(4, device=device)
+        result = torch.empty(4, device=device)
         with held(stream):
-            result.copy_(values, non_blocking=True)
-            del values
-            assert emulated.statistics().allocated_bytes == 16
+            result.copy_(torch.ones(4), non_blocking=True)
     stream.synchronize()
-    assert result.eq(1).all()
-    assert emulated.statistics().allocated_bytes == 0
+    assert result.cpu().eq(1).all()
+
+
+def test_a_copy_does_not_keep_its_source_on_the_device(device: torch.device) -> None:
+    """As on a GPU: freed on the stream that copies it is safe, on another it needs a wait."""
+    allocating, copying = torch.Stream(device), torch.Stream(device)
+    result = torch.empty(4, pin_memory=True)
+    with allocating:
+        values = torch.ones(4, device=device)
+    allocating.synchronize()
+    with copying, held(copying):
+        result.copy_(values, non_blocking=True)
+        del values
+        assert emulated.statistics().allocated_bytes == 0
+        allocating.synchronize()
+    copying.synchronize()
+    assert result.isnan().all()
 
 
 def test_blocking_copies_wait(device: torch.device) -> None:

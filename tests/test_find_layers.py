@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from coxcompile.passes.find_layers import find_layers
-from coxcompile.passes.hidden_path import multiplies_activations, weight_of
+from coxcompile.passes.products import multiplies_activations, weight_of
 from tests.graph_cases import CALLS, Graph, capture, family_graph, model_of
 from tests.models import FAMILIES
 

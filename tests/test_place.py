@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from torch.fx import Node
 
 from coxcompile.passes.context import Placement, parameters_of
-from coxcompile.passes.devices import device_of
-from coxcompile.passes.hidden_path import weight_of
 from coxcompile.passes.minimum_cut import Value, bytes_moved, minimum_cut
 from coxcompile.passes.place import place, unpacked, values_to_move
+from coxcompile.passes.products import weight_of
 from coxcompile.planner.model_from_graph import model_from_graph, workload_from_graph
 from coxcompile.planner.plan import Device, ExpertSplit, StagePlan
 from tests.graph_cases import BATCH, CALLS, PROMPT, Graph, capture, family_graph, model_of
@@ -53,16 +52,19 @@ def placed(graph: Graph, devices: tuple[Device, Device, Device], *, experts: str
     return graph
 
 
+def device_of(node: Node) -> Device:
+    """What place wrote; inputs and the output are on the CPU."""
+    device: Device = node.meta.get("device", "cpu")
+    return device
+
+
 def values_of(graph: Graph) -> list[Value[Node]]:
     parameters = set(parameters_of(graph.graph_module, graph.context))
     return values_to_move(graph.graph_module.graph, parameters)
 
 
 def sides_of(graph: Graph, attention: Device) -> dict[Node, Device]:
-    sides: dict[Node, Device] = {
-        node: "gpu" if device_of(node) == "gpu" else "cpu"
-        for node in graph.graph_module.graph.nodes
-    }
+    sides: dict[Node, Device] = {node: device_of(node) for node in graph.graph_module.graph.nodes}
     caches = {n.args[0] for n in graph.of("attention") if n.target is torch.ops.aten.copy_.default}
     return {node: attention if node in caches else side for node, side in sides.items()}
 

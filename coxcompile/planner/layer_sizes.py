@@ -3,45 +3,24 @@
 Reads graphs, so it imports torch, which the planner's other files do without.
 """
 
-import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import optimization_hint
 
-from coxcompile.passes.hidden_path import multiplies_activations, weight_of
 from coxcompile.passes.moe_forms.patterns import is_call
-
-aten = torch.ops.aten
-
-REMEDY = 'compile it with accelerator="none"'
-_LAYOUTS = (
-    *(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.clone.default),
-    *(aten.transpose.int, aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim),
-    *(aten.expand.default, aten.contiguous.default, aten.alias.default, aten.repeat.default),
-    aten.repeat_interleave.self_int,
+from coxcompile.passes.products import multiplies_activations, weight_of
+from coxcompile.planner.attention_sizes import (
+    REMEDY,
+    AttentionSizes,
+    attention_sizes,
+    elements_of,
+    sizes_of,
 )
 
-
-@dataclass(frozen=True)
-class AttentionSizes:
-    """One layer's attention, before any repetition of KV heads.
-
-    Attributes:
-        head_dim: mean width of a head's keys and values.
-        kv_elements: of keys and values together, for each position.
-    """
-
-    batch: int
-    queries: int
-    keys: int
-    query_heads: int
-    kv_heads: int
-    head_dim: int
-    kv_elements: int
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -90,16 +69,16 @@ def vocabulary_of(graph_module: GraphModule, hidden: int) -> tuple[int, bool]:
     weights = [weight for weight in heads if weight is not None]
     if not weights:
         return 1, False
-    head = max(weights, key=_elements)
+    head = max(weights, key=elements_of)
     embeddings = graph.find_nodes(op="call_function", target=aten.embedding.default)
-    return _elements(head) // hidden, any(node.args[0] is head for node in embeddings)
+    return elements_of(head) // hidden, any(node.args[0] is head for node in embeddings)
 
 
 def _sizes(nodes: list[Node], number: int) -> LayerSizes:
     products = [node for node in _of(nodes, "attention") if multiplies_activations(node)]
     if not products:
         raise ValueError(f"layer {number} of the graph has no attention: {REMEDY}")
-    attention = _attention_sizes(products)
+    attention = attention_sizes(products)
     output, experts = _of(nodes, "output"), _of(nodes, "experts")
     projection = _first_products([products[-1]], lambda node: node.users, output)
     routing = [cast(Node, argument) for block in experts for argument in block.args[1:3]]
@@ -112,47 +91,6 @@ def _sizes(nodes: list[Node], number: int) -> LayerSizes:
         kv_elements=_cached_elements(nodes) or attention.kv_elements,
         other_elements=_weights(n for n in output if n not in projection and n not in router),
     )
-
-
-def _attention_sizes(products: list[Node]) -> AttentionSizes:
-    query, key = cast(tuple[Node, Node], products[0].args[:2])
-    whole = is_call(products[0], aten.scaled_dot_product_attention.default)
-    value = cast(Node, products[0].args[2] if whole else products[-1].args[1])
-    query = _before_grouping(query)
-    if any(len(_shape(operand)) != 4 for operand in (query, key, value)):
-        raise ValueError(
-            f"{products[0].name} is no attention of [batch, heads, length, width]: {REMEDY}"
-        )
-    batch, query_heads, queries, width = _shape(query)
-    keys = _shape(value)[2]
-    return AttentionSizes(
-        batch=batch,
-        queries=queries,
-        keys=keys,
-        query_heads=query_heads,
-        kv_heads=_distinct_elements(key) // (batch * keys * width),
-        head_dim=(width + _shape(value)[3]) // 2,
-        kv_elements=(_distinct_elements(key) + _distinct_elements(value)) // (batch * keys),
-    )
-
-
-def _before_grouping(query: Node) -> Node:
-    """The [B, heads, 1, D] of which group_query_heads made [B, KV heads, group, D], if it did."""
-    if is_call(query, aten.reshape.default):
-        source = cast(Node, query.args[0])
-        shape, grouped = _shape(source), _shape(query)
-        if len(shape) == 4 and shape[2] == 1 and shape[1] == grouped[1] * grouped[2]:
-            return source
-    return query
-
-
-def _distinct_elements(operand: Node) -> int:
-    """Elements of keys or values before heads are repeated."""
-    node, fewest = operand, _elements(operand)
-    while is_call(node, *_LAYOUTS):
-        node = cast(Node, node.args[0])
-        fewest = min(fewest, _elements(node))
-    return fewest
 
 
 def _first_products(
@@ -182,21 +120,13 @@ def _cached_elements(nodes: list[Node]) -> int:
     for node in _of(nodes, "attention"):
         if is_call(node, aten.cat.default):
             caches |= {source for source in node.all_input_nodes if source.op == "placeholder"}
-    return sum(_elements(cache) // (_shape(cache)[0] * _shape(cache)[-2]) for cache in caches)
+    return sum(elements_of(cache) // (sizes_of(cache)[0] * sizes_of(cache)[-2]) for cache in caches)
 
 
 def _weights(nodes: Iterable[Node]) -> int:
     weights = (weight_of(node) for node in nodes)
-    return sum(_elements(weight) for weight in weights if weight is not None)
+    return sum(elements_of(weight) for weight in weights if weight is not None)
 
 
 def _of(nodes: Iterable[Node], operation: str) -> list[Node]:
     return [node for node in nodes if node.meta.get("operation") == operation]
-
-
-def _shape(node: Node) -> tuple[int, ...]:
-    return tuple(optimization_hint(size) for size in node.meta["val"].shape)
-
-
-def _elements(node: Node) -> int:
-    return math.prod(_shape(node))

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from coxcompile.planner.layer_sizes import REMEDY, layer_sizes, vocabulary_of
+from coxcompile.planner.attention_sizes import REMEDY
+from coxcompile.planner.layer_sizes import layer_sizes, vocabulary_of
 from coxcompile.planner.model_spec import ModelSpec
 from coxcompile.planner.plan import Stage
 from coxcompile.planner.workload import Workload, uniform_workload

@@ -93,7 +93,7 @@ void require_same_direction(const std::vector<CopyPair>& pairs, Kind direction) 
 std::vector<CopyPair> on_host(const std::vector<CopyPair>& pairs) {
   std::vector<CopyPair> aliases;
   for (const auto& [destination, source] : pairs) {
-    aliases.emplace_back(as_host(destination), as_host(source));
+    aliases.emplace_back(borrow(destination), borrow(source));
   }
   return aliases;
 }
@@ -101,7 +101,7 @@ std::vector<CopyPair> on_host(const std::vector<CopyPair>& pairs) {
 }  // namespace
 
 void copy_tensor(const at::Tensor& source, const at::Tensor& destination, bool non_blocking) {
-  const at::Tensor to = as_host(destination), from = as_host(source);
+  const at::Tensor to = borrow(destination), from = borrow(source);
   if (copies_directly) {
     move(to, from);
     return;
@@ -131,7 +131,7 @@ void copy_rows(const std::vector<CopyPair>& rows, const at::Tensor& count,
     TORCH_CHECK_VALUE(source.dim() > 0, "copy_rows: a source has no dimension, so no rows");
     most = std::min(most, source.size(0));
   }
-  auto prepare = [rows = on_host(rows), whole = on_host(whole), count = as_host(count), most] {
+  auto prepare = [rows = on_host(rows), whole = on_host(whole), count = borrow(count), most] {
     const int64_t copied_rows = *count.const_data_ptr<int64_t>();
     TORCH_CHECK_VALUE(copied_rows >= 0 && copied_rows <= most, "copy_rows: count is ", copied_rows,
                       ", but must be 0 to ", most, ", the fewest rows of a source");

@@ -92,6 +92,7 @@ PYBIND11_MODULE(_emulated, module) {
   });
   module.def("run_on_host", &run_on_host);
   module.def("as_host", &as_host);
+  module.def("borrow", &borrow);
   module.def("copy_rows", &copy_rows);
   module.def("take_error", &take_error);
   module.def("empty_cache", [] { device_memory().emptyCache(); });

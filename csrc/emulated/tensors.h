@@ -15,6 +15,10 @@ bool is_emulated(const at::Tensor& tensor);
 // A CPU tensor of the same bytes, sizes and strides, which keeps them allocated.
 at::Tensor as_host(const at::Tensor& tensor);
 
+// The same without keeping a device tensor's bytes allocated: for work enqueued on streams, which a
+// GPU's tensors do not wait for either. A tensor of the host is returned as it is.
+at::Tensor borrow(const at::Tensor& tensor);
+
 using CopyPair = std::pair<at::Tensor, at::Tensor>;  // destination, source
 
 // Copies on the current stream. Blocking waits for it and throws the pending error, unless the copy

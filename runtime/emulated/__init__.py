@@ -6,6 +6,7 @@
 from coxcompile.runtime.emulated.extension import import_extension, load
 from coxcompile.runtime.emulated.operations import (
     as_host,
+    borrow,
     copy_rows,
     empty_cache,
     enqueue,
@@ -29,6 +30,7 @@ __all__ = [
     "Span",
     "Statistics",
     "as_host",
+    "borrow",
     "configure",
     "copy_rows",
     "delay_label",

@@ -43,7 +43,7 @@ class EmulatedAccelerator(Accelerator):
             torch.empty_strided(v.size(), v.stride(), dtype=v.dtype, device=self.device)
             for v in values
         ]
-        outputs = [emulated.as_host(result) for result in results]
+        outputs = [emulated.borrow(result) for result in results]
 
         def run(*inputs: Any) -> None:
             for output, value in zip(outputs, kernel(*inputs), strict=True):
@@ -57,7 +57,7 @@ class EmulatedAccelerator(Accelerator):
     ) -> None:
         """See :meth:`Accelerator.launch`."""
         inputs = [
-            emulated.as_host(a) if isinstance(a, torch.Tensor) and a.device == self.device else a
+            emulated.borrow(a) if isinstance(a, torch.Tensor) and a.device == self.device else a
             for a in arguments
         ]
 

@@ -46,6 +46,14 @@ def as_host(tensor: torch.Tensor) -> torch.Tensor:
     return loaded_extension().as_host(tensor)
 
 
+def borrow(tensor: torch.Tensor) -> torch.Tensor:
+    """As ``as_host``, without keeping the bytes allocated: what a kernel on a GPU is given.
+
+    If the tensor is freed before the kernel runs, the kernel reads poison.
+    """
+    return loaded_extension().borrow(tensor)
+
+
 def copy_rows(
     destinations: Sequence[torch.Tensor],
     sources: Sequence[torch.Tensor],
