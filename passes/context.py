@@ -102,6 +102,7 @@ class PassContext:
         dump_directory: where this graph's dumps go, if anywhere.
         placement: the plan of co-execution; None without an accelerator.
         vram: bytes of the accelerator's memory that the graph may use.
+        set_aside_bytes: of them, what policies leave because an earlier plan lacked it.
         throttle: the machine whose speed an emulated accelerator is slowed to, if any.
         expert_layers: the layers whose experts are divided, in order.
         notes: what a pass left undone, and why; a sentence each.
@@ -117,6 +118,7 @@ class PassContext:
     dump_directory: Path | None = None
     placement: Placement | None = None
     vram: int = 0
+    set_aside_bytes: int = 0
     throttle: HardwareSpec | None = None
     expert_layers: list[ExpertLayer] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -11,7 +11,7 @@ INHERITED = ("operation", "layer", "micro_batch", "block")
 
 
 def device_of(node: Node) -> str:
-    """"gpu" or "cpu"; inputs, slices of them, constants and the output are on the CPU."""
+    """A node's side, "gpu" or "cpu": "cpu" for inputs, slices of them, constants, the output."""
     return "cpu" if is_host_view(node) else str(node.meta.get("device", "cpu"))
 
 

@@ -81,9 +81,7 @@ def _fetch(
     first = min(readers, key=order.__getitem__)
     values = tuple(node.meta["val"] for node in fetched)
     with graph.inserting_before(first):
-        staged = add_node(
-            graph, first, instructions.stage_weights, (None, *fetched), None, "cpu"
-        )
+        staged = add_node(graph, first, instructions.stage_weights, (None, *fetched), None, "cpu")
         arrived = add_node(
             graph,
             first,
@@ -95,7 +93,9 @@ def _fetch(
         for added in (staged, arrived):
             added.meta.pop("micro_batch", None)
         for index, node in enumerate(fetched):
-            weight = add_node(graph, first, operator.getitem, (arrived, index), values[index], "gpu")
+            weight = add_node(
+                graph, first, operator.getitem, (arrived, index), values[index], "gpu"
+            )
             weight.meta.pop("micro_batch", None)
             for number, user in read[node]:
                 if number == block:

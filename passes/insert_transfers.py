@@ -36,20 +36,22 @@ def insert_transfers(graph_module: GraphModule, context: PassContext) -> GraphMo
             if device_of(source) == side or node.target in _READ_ON_THE_HOST:
                 continue
             if (source, side) not in moved:
-                moved[source, side] = _move(graph, source, side, source in constants)
+                moved[source, side] = _move(graph, source, node, side, source in constants)
             node.replace_input_with(source, moved[source, side])
     return graph_module
 
 
-def _move(graph: Graph, source: Node, side: str, constant: bool) -> Node:
+def _move(graph: Graph, source: Node, reader: Node, side: str, constant: bool) -> Node:
     value = source.meta["val"]
+    # An input belongs to no layer: its transfer belongs to the first that reads it.
+    like = reader if source.op == "placeholder" else source
     after = source
     while after.next.op in ("placeholder", "get_attr"):
         after = after.next
     with graph.inserting_after(after):
         if constant:
             return add_node(
-                graph, source, instructions.device_weight, (source,), torch.empty_like(value), side
+                graph, like, instructions.device_weight, (source,), torch.empty_like(value), side
             )
         packed = source.target in (instructions.pack_rows, instructions.run_cpu_experts)
         start = instructions.transfer_rows_start if packed else instructions.transfer_start
@@ -58,6 +60,6 @@ def _move(graph: Graph, source: Node, side: str, constant: bool) -> Node:
             if isinstance(value, tuple)
             else torch.empty_like(value)
         )
-        started = add_node(graph, source, start, (source, side), there, side)
+        started = add_node(graph, like, start, (source, side), there, side)
     with graph.inserting_after(started):
-        return add_node(graph, source, instructions.transfer_wait, (started,), there, side)
+        return add_node(graph, like, instructions.transfer_wait, (started,), there, side)

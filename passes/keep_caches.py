@@ -41,27 +41,28 @@ def keep_caches(graph_module: GraphModule, context: PassContext) -> GraphModule:
 
 def _dependent(node: Node, source: Node) -> list[Node]:
     """What lies between ``source`` and ``node``, which it includes, in topological order."""
-    found: dict[Node, bool] = {source: True}
-
-    def visit(current: Node) -> bool:
-        if current not in found:
-            found[current] = False
-            # All inputs, so that every dependent node is found.
-            found[current] = any([visit(previous) for previous in current.all_input_nodes])
-        return found[current]
-
-    visit(node)
-    return [current for current, depends in found.items() if depends and current is not source]
+    nodes = list(source.graph.nodes)
+    reached = {source}
+    for current in nodes[: nodes.index(node) + 1]:
+        if not reached.isdisjoint(current.all_input_nodes):
+            reached.add(current)
+    between: set[Node] = set()
+    ahead = [node]
+    while ahead:
+        current = ahead.pop()
+        if current in reached and current not in between and current is not source:
+            between.add(current)
+            ahead += current.all_input_nodes
+    return [current for current in nodes if current in between]
 
 
 def _update_on_host(graph: Graph, write: Node, chain: list[Node]) -> None:
     copies: dict[Node, Node] = {}
-    order = {node: number for number, node in enumerate(graph.nodes)}
     with graph.inserting_before(write):
-        for node in sorted(chain, key=order.__getitem__):
+        for node in chain:
             copies[node] = graph.node_copy(node, lambda source: copies.get(source, source))
             copies[node].meta = {**node.meta, "device": "cpu"}
-    write.args = map_arg(write.args, lambda source: copies.get(source, source))  # type: ignore[assignment]
+    write.args = map_arg(write.args, lambda source: copies.get(source, source))
 
 
 def _stays_in_vram(cache: Node, context: PassContext) -> bool:

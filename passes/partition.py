@@ -3,7 +3,7 @@
 import operator
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule, Node
@@ -43,7 +43,7 @@ def partition(graph_module: GraphModule, context: PassContext) -> GraphModule:
             groups[kinds[source], levels[source]].append(node)
     fuse_by_partitions(
         graph_module,
-        [dict.fromkeys(nodes) for nodes in groups.values()],  # type: ignore[misc]
+        [dict.fromkeys(nodes) for nodes in groups.values()],
         prefix=PREFIX,
         always_return_tuple=True,
     )
@@ -110,4 +110,4 @@ def _describe(graph_module: GraphModule, node: Node) -> None:
     values = [result.meta["val"] for result in inner.graph.output_node().args[0]]
     node.meta |= {"val": tuple(values), "device": device_of(last)}
     for user in node.users:
-        user.meta = {**node.meta, "val": values[user.args[1]]}
+        user.meta = {**node.meta, "val": values[cast(int, user.args[1])]}

@@ -1,7 +1,6 @@
 """The annotated graph → unchanged, and the plan that the passes after it carry out."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch.fx import GraphModule
@@ -74,25 +73,27 @@ def _plan_for(context: PassContext, model: ModelSpec, workload: Workload) -> Pla
     chosen = context.options.plan
     if isinstance(chosen, Plan):
         return chosen
-    assert not isinstance(chosen, Path)
     activation_map = context.options.activation_map
     probabilities = None
     if activation_map is not None and activation_map.tokens:
         probabilities = activation_map.probabilities()
-    return make_plan(chosen, model, hardware_for(context.options), workload, probabilities)
+    hardware = hardware_for(context.options)
+    reserve = hardware.gpu_reserve_bytes + context.set_aside_bytes
+    hardware = replace(hardware, gpu_reserve_bytes=reserve)
+    return make_plan(chosen, model, hardware, workload, probabilities)
 
 
 def _check(stage_plan: StagePlan, model: ModelSpec, stage: Stage) -> None:
     for name, usual in (("attention_parts", 1), ("cpu_rows_share", 0.0)):
         if getattr(stage_plan, name) != usual:
             raise PlanError(
-                f"the plan's {name} in {stage} is {getattr(stage_plan, name)}, which is planned but "
-                f'not carried out yet; make it {usual}, or use another policy than "best"'
+                f"the plan's {name} in {stage} is {getattr(stage_plan, name)}, which is planned "
+                f'but not carried out yet; make it {usual}, or use another policy than "best"'
             )
     if stage_plan.disk_share:
         raise PlanError(
-            f"the plan's disk_share in {stage} is {stage_plan.disk_share:.2g}, but weights are read "
-            "from host memory only; give a machine with more memory_bytes, or another policy"
+            f"the plan's disk_share in {stage} is {stage_plan.disk_share:.2g}, but weights are "
+            "read from host memory only; give a machine with more memory_bytes, or another policy"
         )
     if len(stage_plan.experts) != model.moe_layers or any(
         split.experts != model.experts for split in stage_plan.experts

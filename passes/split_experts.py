@@ -1,4 +1,4 @@
-"""Each layer's experts → the accelerator's resident and migrating ones, and the CPU's (paper §4.1)."""
+"""Each layer's experts → resident, migrating and the CPU's: their shares (paper §4.1)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -142,20 +142,17 @@ class _Splitter:
                 index = ahead + chunk
                 yield chunks + index, [self._fetch(node, layer, number, first + index)]
 
-    def _replace(
-        self, node: Node, number: int, tables: Iterator[tuple[int, list[Node]]]
-    ) -> None:
+    def _replace(self, node: Node, number: int, tables: Iterator[tuple[int, list[Node]]]) -> None:
         layer = self.layers[number]
-        hidden_states, expert_ids, routing_weights = node.args[:3]
-        tokens = (hidden_states, expert_ids, routing_weights)
-        value = hidden_states.meta["val"]  # type: ignore[union-attr]
+        tokens = cast(tuple[Node, Node, Node], node.args[:3])
+        hidden_states = tokens[0]
+        value = hidden_states.meta["val"]
         total = value.new_empty(value.shape, dtype=torch.float32)
         output = self._add(node, instructions.new_expert_output, (hidden_states,), total)
         packed = None
         if layer.split.cpu:
-            packed_value = (value.new_empty(1, dtype=torch.int64),)
-            packed_value += (value.new_empty(len(value), dtype=torch.int64),)
-            packed_value += tuple(torch.empty_like(t.meta["val"]) for t in tokens)  # type: ignore[union-attr]
+            count, rows = (value.new_empty(size, dtype=torch.int64) for size in (1, len(value)))
+            packed_value = (count, rows, *(torch.empty_like(t.meta["val"]) for t in tokens))
             packed = self._add(node, instructions.pack_rows, (*tokens, number), packed_value)
         for table, fetched in tables:
             arguments = (output, *tokens, number, table, fetched)

@@ -21,6 +21,14 @@ class ScheduleError(RuntimeError):
     """A co-execution graph that must not run: a race, or more memory than there is."""
 
 
+class DeviceMemoryError(ScheduleError):
+    """More memory than there is; ``missing_bytes`` is how much more the worst node needs."""
+
+    def __init__(self, message: str, missing_bytes: int) -> None:
+        super().__init__(message)
+        self.missing_bytes = missing_bytes
+
+
 def verify(graph_module: GraphModule, context: PassContext) -> GraphModule:
     """Prove the order of every two accesses of which one writes, and the bytes held at every point.
 
@@ -103,7 +111,7 @@ def _check_accesses(graph_module: GraphModule, happens_before: _HappensBefore) -
         found = accesses(graph_module, node)
         reads, writes = found.reads, found.writes
         if freed is not None:
-            writes = frozenset([freed])  # type: ignore[list-item]
+            writes = frozenset([freed])
         for buffer in reads:
             if buffer in writer:
                 require(writer[buffer], node, buffer)
@@ -134,16 +142,20 @@ def _check_contents(node: Node, filled: dict[Buffer, Node]) -> None:
 def _check_memory(graph_module: GraphModule, context: PassContext) -> None:
     items = held_throughout(graph_module, context)
     held = sum(items.values())
+    needs: dict[Node, int] = {}
     for node in graph_module.graph.nodes:
         if node.target is instructions.free:
             held -= bytes_of(node.args[0].meta["val"])
             continue
         held += allocates(graph_module, node)
-        if (needed := held + workspace(graph_module, node)) > context.vram:
-            largest = sorted(items.items(), key=lambda item: -item[1])[:3]
-            raise ScheduleError(
-                f"{node} needs {needed / 1e6:.1f} MB on the accelerator, but the option vram gives "
-                f"{context.vram / 1e6:.1f} MB; of it are held throughout: "
-                + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in largest)
-                + ". Give more vram, or a plan with a smaller micro_batch or fewer experts there"
-            )
+        needs[node] = held + workspace(graph_module, node)
+    worst = max(needs, key=needs.__getitem__)
+    if needs[worst] > context.vram:
+        largest = sorted(items.items(), key=lambda item: -item[1])[:3]
+        raise DeviceMemoryError(
+            f"{worst} needs {needs[worst] / 1e6:.1f} MB on the accelerator, but the option vram "
+            f"gives {context.vram / 1e6:.1f} MB; of it are held throughout: "
+            + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in largest)
+            + ". Give more vram, or a plan with a smaller micro_batch or fewer experts there",
+            needs[worst] - context.vram,
+        )

@@ -1,4 +1,4 @@
-"""The order in which each stream serves the nodes of a co-execution graph: waves (docs/simulator.md)."""
+"""The order in which each stream serves a co-execution graph's nodes: waves (docs/simulator.md)."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,13 @@ from torch.fx import Node
 from coxcompile.planner.waves import EXPERT_WAVES
 from coxcompile.runtime.buffers import stream_of
 
-Key = tuple[int, int, int, int]
-"""Block, wave, micro-batch, place in the graph."""
+Key = tuple[int, int, int]
+"""Wave, micro-batch, place in the graph; waves are numbered through all blocks."""
 
 
-def waves(tasks: Sequence[Node], before: Mapping[Node, Sequence[Node]], coalesced: bool) -> dict[Node, Key]:
+def waves(
+    tasks: Sequence[Node], before: Mapping[Node, Sequence[Node]], coalesced: bool
+) -> dict[Node, Key]:
     """A key for each task: a stream serves the lowest first.
 
     Micro-batch k's v-th visit to a stream is served in wave k + v of its layer, earlier
@@ -62,11 +64,12 @@ def waves(tasks: Sequence[Node], before: Mapping[Node, Sequence[Node]], coalesce
         if task in visits:
             micro_batch = task.meta["micro_batch"]
             wave = starts[layer] + micro_batch - first[block] + visits[task]
-            keys[task] = (block, wave, micro_batch, place)
+            keys[task] = (block * starts[-1] + wave, micro_batch, place)
         elif task.meta.get("operation") is None:
-            keys[task] = (-1, 0, 0, place)
+            keys[task] = (-1, 0, place)
         else:
-            keys[task] = (block, starts[layer] + count + stops[layer], -1, place)
+            wave = starts[layer] + count + stops[layer]
+            keys[task] = (block * starts[-1] + wave, -1, place)
     return keys
 
 
