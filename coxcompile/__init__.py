@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from coxcompile.planner.activation_map import ActivationMap
     from coxcompile.planner.stratification import stratify
     from coxcompile.runtime.choice_counts import ChoiceCounts
+    from coxcompile.runtime.session import Session
 
 __all__ = [
     "ActivationMap",
@@ -16,6 +17,7 @@ __all__ = [
     "Explanation",
     "Options",
     "OptionsError",
+    "Session",
     "explain",
     "stratify",
 ]
@@ -26,6 +28,7 @@ _MODULES = {
     "Explanation": "coxcompile.inspect.explanation",
     "Options": "coxcompile.options",
     "OptionsError": "coxcompile.options",
+    "Session": "coxcompile.runtime.session",
     "explain": "coxcompile.inspect.explanation",
     "stratify": "coxcompile.planner.stratification",
 }

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from coxcompile.coexecution import compile_coexecution
+from coxcompile.coexecution import compile_coexecution, refuse_contradictions
 from coxcompile.inspect.names import input_names
 from coxcompile.options import Options
 from coxcompile.passes import PASSES, PassContext, lower
@@ -40,14 +40,15 @@ def coxmoe(
     accepted and have no effect.
 
     Raises:
-        OptionsError: an option is unknown or wrong.
+        OptionsError: an option is unknown or wrong, or options contradict each other.
         TrainingNotSupportedError: gradients are enabled and an input requires them.
     """
     chosen = Options.from_user(options)
+    accelerator = accelerator_name(chosen)
+    refuse_contradictions(chosen, accelerator)
     names = input_names(graph_module)
     if (trained := _first_requiring_gradient(example_inputs)) is not None:
         return _without_compiling(graph_module, chosen, names[trained])
-    accelerator = accelerator_name(chosen)
     if accelerator != "none":
         return compile_coexecution(graph_module, example_inputs, names, chosen, accelerator)
     context = PassContext(chosen, example_inputs, names)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,14 @@ from torch.fx import GraphModule
 from coxcompile.options import Options, OptionsError
 from coxcompile.passes import COEXECUTION_PASSES, PASSES, PassContext, lower, lower_coexecution
 from coxcompile.passes.plan import hardware_for
+from coxcompile.passes.verify import DeviceMemoryError
 from coxcompile.pipeline import run_passes
+from coxcompile.planner.plan import Plan
+from coxcompile.planner.policies import DoesNotFitError
 from coxcompile.runtime.session import Session
+
+PLANS_TRIED = 8
+"""Plans of a policy for one graph, each leaving the memory that the one before lacked."""
 
 _logger = logging.getLogger("coxcompile")
 _default_session = Session()
@@ -29,11 +35,7 @@ def compile_coexecution(
 
     A plan is made for sizes, so a graph of symbolic sizes is compiled anew for each that it is
     called with. A graph without an MoE block runs on the CPU, and a line says so.
-
-    Raises:
-        OptionsError: options that contradict each other.
     """
-    _check(options, accelerator)
     if any(isinstance(value, torch.SymInt) or _is_symbolic(value) for value in example_inputs):
         return _ForEachSize(graph_module, names, options, accelerator)
     return _compile(graph_module, example_inputs, names, options, accelerator)
@@ -46,7 +48,30 @@ def _compile(
     options: Options,
     accelerator: str,
 ) -> Callable[..., Any]:
-    context = PassContext(options, example_inputs, names)
+    """Policies count a model's memory, verify that of its graph: where the graph needs more, what
+    the plan lacked is set aside and the policy asked again.
+    """
+    set_aside_bytes = 0
+    refused: DeviceMemoryError | None = None
+    for attempt in range(PLANS_TRIED):
+        context = PassContext(options, example_inputs, names, set_aside_bytes=set_aside_bytes)
+        try:
+            return _compile_once(graph_module, context, accelerator)
+        except DeviceMemoryError as error:
+            if isinstance(options.plan, Plan):
+                raise
+            refused = error
+            set_aside_bytes += (attempt + 1) * error.missing_bytes
+        except DoesNotFitError as error:
+            raise error from refused
+    assert refused is not None
+    raise refused
+
+
+def _compile_once(
+    graph_module: GraphModule, context: PassContext, accelerator: str
+) -> Callable[..., Any]:
+    options = context.options
     find_blocks = COEXECUTION_PASSES.index(PASSES[1]) + 1
     found = run_passes(graph_module, context, COEXECUTION_PASSES[:find_blocks])
     if not context.blocks:
@@ -79,14 +104,42 @@ class _ForEachSize:
         self._arguments = (names, options, accelerator)
         self._graph_module = graph_module
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._number_places = _number_places(graph_module)
 
     def __call__(self, *inputs: Any) -> Any:
         """Run on the inputs of the graph."""
         sizes = tuple(v.shape if isinstance(v, torch.Tensor) else v for v in inputs)
-        if sizes not in self._compiled:
+        numbers = {place: inputs[place].item() for place in self._number_places}
+        key = (*sizes, *numbers.values())
+        if key not in self._compiled:
+            graph_module = _with_numbers(self._graph_module, numbers)
             with torch.no_grad():
-                self._compiled[sizes] = _compile(self._graph_module, inputs, *self._arguments)
-        return self._compiled[sizes](*inputs)
+                self._compiled[key] = _compile(graph_module, inputs, *self._arguments)
+        return self._compiled[key](*inputs)
+
+
+def _number_places(graph_module: GraphModule) -> list[int]:
+    """The inputs that the graph takes a number from: so Dynamo hands over floats, if dynamic."""
+    return [
+        place
+        for place, node in enumerate(graph_module.graph.find_nodes(op="placeholder"))
+        if any(user.op == "call_method" and user.target == "item" for user in node.users)
+    ]
+
+
+def _with_numbers(graph_module: GraphModule, numbers: Mapping[int, float]) -> GraphModule:
+    """The graph with these numbers as constants; it still has the inputs that they came from."""
+    if not numbers:
+        return graph_module
+    graph = torch.fx.Graph()
+    graph.output(graph.graph_copy(graph_module.graph, copied := {}))
+    originals = graph_module.graph.find_nodes(op="placeholder")
+    for place, number in numbers.items():
+        for user in list(copied[originals[place]].users):
+            if user.op == "call_method" and user.target == "item":
+                user.replace_all_uses_with(number)  # type: ignore[arg-type]
+                graph.erase_node(user)
+    return GraphModule(graph_module, graph)
 
 
 def _is_symbolic(value: object) -> bool:
@@ -95,7 +148,12 @@ def _is_symbolic(value: object) -> bool:
     return any(isinstance(size, torch.SymInt) for size in value.shape)
 
 
-def _check(options: Options, accelerator: str) -> None:
+def refuse_contradictions(options: Options, accelerator: str) -> None:
+    """Raise OptionsError, with all problems, where options do not go together.
+
+    Args:
+        accelerator: what the option of that name stands for here.
+    """
     problems = []
     if accelerator == "cuda" and not torch.cuda.is_available():
         problems.append(
@@ -105,12 +163,12 @@ def _check(options: Options, accelerator: str) -> None:
         problems.append(
             'option "throttle": got True, but only accelerator="emulated" can be slowed down'
         )
-    if options.count_choices is not None:
+    if accelerator != "none" and options.count_choices is not None:
         problems.append(
             'option "count_choices": choices are counted without an accelerator; use '
             'accelerator="none" for counting'
         )
-    if options.pack_linears:
+    if accelerator != "none" and options.pack_linears:
         problems.append(
             'option "pack_linears": weights are packed without an accelerator; use '
             'accelerator="none" or leave it out'

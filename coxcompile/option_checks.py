@@ -4,13 +4,14 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from coxcompile.hardware import HardwareSpec
-from coxcompile.naming import UnknownNameError, look_up
+from coxcompile.naming import look_up
 from coxcompile.planner.activation_map import ActivationMap
 from coxcompile.planner.plan import Plan
-from coxcompile.planner.records import RecordError, load
+from coxcompile.planner.records import load
 from coxcompile.runtime.choice_counts import ChoiceCounts
 from coxcompile.runtime.session import Session
 
@@ -69,10 +70,7 @@ def directory() -> Check:
     def accept(value: object) -> Path | None:
         if value is None:
             return None
-        text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-        if not isinstance(text, str) or not text:
-            raise ValueError
-        path = Path(os.path.expanduser(text))
+        path = Path(os.path.expanduser(_text(value)))
         nearest = next((place for place in (path, *path.parents) if os.path.lexists(place)), None)
         if nearest is not None and not os.path.isdir(nearest):
             raise ValueError(f'"{nearest}" is not a directory')
@@ -114,10 +112,10 @@ def size() -> Check:
         if value is None:
             return None
         if isinstance(value, str):
-            found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", value)
+            found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
             if found is None or found[2].upper() not in _UNITS:
                 raise ValueError
-            value = int(float(found[1]) * _UNITS[found[2].upper()])
+            value = int(Fraction(found[1]) * _UNITS[found[2].upper()])
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
             raise ValueError
         return value
@@ -134,27 +132,26 @@ def plan() -> Check:
 
         if isinstance(value, Plan):
             return value
-        if isinstance(value, str) and value in POLICIES:
-            return value
-        return _from_file(Plan, value, f"and there is no policy {value!r}")
+        text = _text(value)
+        if Path(text).suffix in (".json", ".toml"):
+            return load(Plan, Path(text))
+        look_up("policy", text, POLICIES)
+        return text.lower()
 
-    return Check("a Plan, a policy's name (coxmoe policies lists them), or a plan's file", accept)
+    return Check("a Plan, a policy's name, or a plan's .json or .toml file", accept)
 
 
 def hardware() -> Check:
-    """Accept a HardwareSpec, a named system, a file with one, or None."""
+    """Accept a HardwareSpec, the name of a system or a file with one, or None."""
 
     def accept(value: object) -> HardwareSpec | None:
-        from coxcompile.systems import SYSTEMS
+        from coxcompile.systems import system_named
 
         if value is None or isinstance(value, HardwareSpec):
             return value
-        try:
-            return look_up("system", value, SYSTEMS) if isinstance(value, str) else None
-        except UnknownNameError as error:
-            return _from_file(HardwareSpec, value, str(error))
+        return system_named(_text(value))
 
-    return Check("a HardwareSpec, a system's name, a file with one, or None", accept)
+    return Check("a HardwareSpec, a name of `coxmoe systems`, a file with one, or None", accept)
 
 
 def activation_map() -> Check:
@@ -163,20 +160,14 @@ def activation_map() -> Check:
     def accept(value: object) -> ActivationMap | None:
         if value is None or isinstance(value, ActivationMap):
             return value
-        if not isinstance(value, str | os.PathLike):
-            raise ValueError
-        return ActivationMap.load(Path(value))
+        return ActivationMap.load(Path(_text(value)))
 
-    return Check("a coxcompile.planner ActivationMap, the file of one, or None", accept)
+    return Check("a coxcompile.ActivationMap, the file of one, or None", accept)
 
 
-def _from_file(kind: type, value: object, otherwise: str) -> object:
-    if not isinstance(value, str | os.PathLike):
+def _text(value: object) -> str:
+    """A name or path as text."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str) or not text:
         raise ValueError
-    path = Path(value)
-    if not path.is_file():
-        raise ValueError(f"there is no such file, {otherwise}")
-    try:
-        return load(kind, path)
-    except RecordError as error:
-        raise ValueError(str(error)) from None
+    return text

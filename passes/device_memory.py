@@ -8,13 +8,10 @@ from torch.fx import GraphModule, Node
 
 from coxcompile.passes.context import PassContext
 from coxcompile.runtime import instructions
-from coxcompile.runtime.buffers import bytes_of, stream_of
+from coxcompile.runtime.buffers import bytes_of, packed_bytes, stream_of
 from coxcompile.runtime.expert_layer import ExpertLayer
 
 aten = torch.ops.aten
-ALIGNMENT = 64
-"""Bytes to which fetched parameters are aligned in their buffer."""
-
 _WITHOUT_ALLOCATION = (
     *(instructions.fetch_expert, instructions.fetch_weights, instructions.free),
     *(instructions.run_experts, instructions.add_rows),
@@ -45,11 +42,6 @@ def arena_slots(layers: list[ExpertLayer]) -> int:
     """Slots for all resident experts and for the migrating ones on their way."""
     ranks = ((layer, rank) for layer in layers for table in layer.tables for rank in table)
     return max((layer.slot_of(rank) + 1 for layer, rank in ranks), default=0)
-
-
-def packed_bytes(values: tuple[torch.Tensor, ...]) -> int:
-    """Bytes of tensors one after the other, each aligned."""
-    return sum(-(-bytes_of(value) // ALIGNMENT) * ALIGNMENT for value in values)
 
 
 def room_for_values(graph_module: GraphModule, context: PassContext) -> int:

@@ -61,5 +61,11 @@ def _move(graph: Graph, source: Node, reader: Node, side: str, constant: bool) -
             else torch.empty_like(value)
         )
         started = add_node(graph, like, start, (source, side), there, side)
+        started.meta["may_be_empty"] = _is_cache(source)
     with graph.inserting_after(started):
         return add_node(graph, like, instructions.transfer_wait, (started,), there, side)
+
+
+def _is_cache(source: Node) -> bool:
+    """Whether the graph writes to it: before prefill it is often empty, and need not be copied."""
+    return any(user.target is aten.copy_.default and user.args[0] is source for user in source.users)

@@ -102,12 +102,18 @@ def _read_before(node: Node) -> Iterator[Node]:
 
 
 def _describe(graph_module: GraphModule, node: Node) -> None:
-    """A partition belongs to the last of its nodes' layer, and to their side and micro-batch."""
+    """A partition belongs to its nodes' last layer and operation, and to their side."""
     inner: Any = getattr(graph_module, str(node.target))
     calls = [n for n in inner.graph.nodes if n.op == "call_function"]
-    last = max(calls, key=lambda call: call.meta.get("layer", -1))
+    last = max(reversed(calls), key=_depth)
     node.meta = {key: last.meta[key] for key in INHERITED if key in last.meta}
     values = [result.meta["val"] for result in inner.graph.output_node().args[0]]
-    node.meta |= {"val": tuple(values), "device": device_of(last)}
+    # Not device_of: in here, a slice of what another partition made looks like one of an input.
+    node.meta |= {"val": tuple(values), "device": last.meta["device"]}
     for user in node.users:
         user.meta = {**node.meta, "val": values[cast(int, user.args[1])]}
+
+
+def _depth(call: Node) -> tuple[bool, int]:
+    """How far down the model; the head comes after all layers."""
+    return call.meta.get("operation") == "head", call.meta.get("layer", -1)

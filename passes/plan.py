@@ -103,6 +103,12 @@ def _check(stage_plan: StagePlan, model: ModelSpec, stage: Stage) -> None:
             f"{sorted({split.experts for split in stage_plan.experts})} experts, but the graph has "
             f"{model.moe_layers} of {model.experts}; make the plan for this model"
         )
+    most = max((split.migrating for split in stage_plan.experts), default=0)
+    if stage_plan.staging_experts < (needed := min(most, 1) if stage_plan.coalesced else most):
+        raise PlanError(
+            f"the plan's staging_experts in {stage} is {stage_plan.staging_experts}, but a layer "
+            f"has {most} migrating experts; make it {needed} or more"
+        )
 
 
 def accelerator_name(options: Options) -> str:

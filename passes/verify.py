@@ -6,19 +6,19 @@ from torch.fx import GraphModule, Node
 
 from coxcompile.passes.context import PassContext
 from coxcompile.passes.device_memory import allocates, held_throughout, workspace
+from coxcompile.passes.devices import cache_of, is_host_view
+from coxcompile.passes.happens_before import HappensBefore, ScheduleError
 from coxcompile.runtime import instructions
 from coxcompile.runtime.buffers import (
     Buffer,
     accesses,
     buffer_of,
     bytes_of,
+    mutated_inputs,
     named_memory,
+    read_when_issued,
     stream_of,
 )
-
-
-class ScheduleError(RuntimeError):
-    """A co-execution graph that must not run: a race, or more memory than there is."""
 
 
 class DeviceMemoryError(ScheduleError):
@@ -32,11 +32,11 @@ class DeviceMemoryError(ScheduleError):
 def verify(graph_module: GraphModule, context: PassContext) -> GraphModule:
     """Prove the order of every two accesses of which one writes, and the bytes held at every point.
 
-    What happens before what: a stream carries out its nodes in order; a node starts after the host
-    issued it; ``wait_event`` passes after its ``record_event``; CPU nodes, and waits on the host,
-    hold the host up. Of two accesses to one buffer (a value, a slot, a place in pinned memory; a
-    ``free`` counts as a write) the later in the graph must come after the earlier one by that, and
-    what reads a fetched expert must find the one it was fetched for. At the output all is done.
+    Of two accesses to one buffer (a value, a slot, a place in pinned memory; a ``free`` counts as a
+    write) the later in the graph must come after the earlier one
+    (:class:`~coxcompile.passes.happens_before.HappensBefore`). What reads a fetched expert must
+    find the one it was fetched for, what reads an input must find it unchanged, and nothing may
+    touch what was freed. At the output all is done.
 
     Runs in every compile. Written apart from :mod:`coxcompile.passes.schedule`, whose answers it
     checks.
@@ -44,59 +44,20 @@ def verify(graph_module: GraphModule, context: PassContext) -> GraphModule:
     Raises:
         ScheduleError: the two nodes, or the node at which memory runs out, and the largest items.
     """
-    order = _HappensBefore(graph_module)
-    _check_accesses(graph_module, order)
+    _check_accesses(graph_module, HappensBefore(graph_module))
+    _check_mutations(graph_module)
+    for node in graph_module.graph.nodes:
+        _check_experts(node, context)
     _check_memory(graph_module, context)
     return graph_module
 
 
-class _HappensBefore:
-    """For each node a bit set of the nodes that are done when it begins, itself included."""
-
-    def __init__(self, graph_module: GraphModule) -> None:
-        self._number = {node: n for n, node in enumerate(graph_module.graph.nodes)}
-        self._done: dict[Node, int] = {}
-        host = 0
-        streams: dict[str, int] = defaultdict(int)
-        events: dict[object, int] = {}
-        for node in graph_module.graph.nodes:
-            stream = stream_of(node)
-            own = 1 << self._number[node]
-            if stream is None:
-                host |= own
-                self._done[node] = host
-                continue
-            done = host | (0 if stream == "host" else streams[stream])
-            if node.target is instructions.wait_event:
-                if node.args[0] not in events:
-                    raise ScheduleError(f"{node} waits for an event that nothing records before it")
-                done |= events[node.args[0]]
-            done |= own
-            self._done[node] = done
-            if node.target is instructions.record_event:
-                events[node.args[0]] = done
-            if stream == "host":
-                host = done
-            else:
-                streams[stream] = done
-
-    def __call__(self, earlier: Node, later: Node) -> bool:
-        return bool(self._done[later] >> self._number[earlier] & 1)
-
-    def asynchronous_and_not_done(self, at: Node) -> list[Node]:
-        return [
-            node
-            for node in self._number
-            if stream_of(node) not in (None, "host")
-            and node.target is not instructions.free
-            and node.target is not instructions.record_event
-            and not self(node, at)
-        ]
-
-
-def _check_accesses(graph_module: GraphModule, happens_before: _HappensBefore) -> None:
+def _check_accesses(graph_module: GraphModule, happens_before: HappensBefore) -> None:
     writer: dict[Buffer, Node] = {}
     readers: dict[Buffer, list[Node]] = defaultdict(list)
+    filled: dict[Buffer, Node] = {}
+    maker: dict[Buffer, Node] = {}
+    freed: set[Buffer] = set()
 
     def require(earlier: Node, later: Node, buffer: Buffer) -> None:
         if not happens_before(earlier, later):
@@ -105,27 +66,38 @@ def _check_accesses(graph_module: GraphModule, happens_before: _HappensBefore) -
                 f"{earlier} on {stream_of(earlier)}: a wait is missing"
             )
 
-    filled: dict[Buffer, Node] = {}
     for node in graph_module.graph.nodes:
-        freed = node.args[0] if node.target is instructions.free else None
         found = accesses(graph_module, node)
         reads, writes = found.reads, found.writes
-        if freed is not None:
-            writes = frozenset([freed])
+        if node.target is instructions.free:
+            writes = frozenset(node.args)
+            if stream_of(node) != stream_of(maker.get(node.args[0], node)):
+                raise ScheduleError(f"{node} is not on the stream that allocated {node.args[0]}")
+        if gone := freed & (reads | writes):
+            raise ScheduleError(f"{node} accesses {gone.pop()}, which was freed before it")
         for buffer in reads:
             if buffer in writer:
                 require(writer[buffer], node, buffer)
             readers[buffer].append(node)
+        for buffer in read_when_issued(node):
+            if buffer in writer and not happens_before.issue(writer[buffer], node):
+                raise ScheduleError(
+                    f"the host reads {buffer} when it issues {node}, but does not wait for "
+                    f"{writer[buffer]} on {stream_of(writer[buffer])}"
+                )
         _check_contents(node, filled)
         for buffer in writes:
             for earlier in (*readers[buffer], *([writer[buffer]] if buffer in writer else [])):
                 if earlier is not node:
                     require(earlier, node, buffer)
             writer[buffer], readers[buffer] = node, []
+            maker.setdefault(buffer, node)
             if isinstance(buffer, str):
                 filled[buffer] = node
+        if node.target is instructions.free:
+            freed |= writes
     output = graph_module.graph.output_node()
-    if unfinished := happens_before.asynchronous_and_not_done(output):
+    if unfinished := happens_before.not_done(output):
         raise ScheduleError(f"the call ends before {unfinished[0]} on {stream_of(unfinished[0])}")
 
 
@@ -137,6 +109,48 @@ def _check_contents(node: Node, filled: dict[Buffer, Node]) -> None:
             raise ScheduleError(
                 f"{node} reads {source} from {name}, which holds {filled.get(name)} by then"
             )
+
+
+def _check_mutations(graph_module: GraphModule) -> None:
+    """An input that the graph writes to is read before only: it is written at the graph's end."""
+    changed: dict[Node, Node] = {}
+    for node in graph_module.graph.nodes:
+        if stream_of(node) is None:
+            continue
+        for source in node.all_input_nodes:
+            for written, writer in changed.items():
+                if _overlap(source, written):
+                    raise ScheduleError(
+                        f"{node} reads {source}, which {writer} has changed by then"
+                    )
+        if node.op == "call_module":
+            changed |= dict.fromkeys(mutated_inputs(graph_module, node), node)
+
+
+def _overlap(first: Node, second: Node) -> bool:
+    if cache_of(first) is not cache_of(second):
+        return False
+    if not (is_host_view(first) and is_host_view(second)) or first.args[1] != second.args[1]:
+        return True
+    return max(first.args[2], second.args[2]) < min(first.args[3], second.args[3])  # type: ignore[call-overload,type-var]
+
+
+def _check_experts(node: Node, context: PassContext) -> None:
+    """Every expert is fetched from its own copy into its own slot, and before it is computed."""
+    if node.target is instructions.fetch_expert:
+        staged, slot, layer, rank = node.args
+        assert isinstance(staged, Node)
+        if staged.args[1:3] != (layer, rank):
+            raise ScheduleError(f"{node} takes expert {rank} of layer {layer} from {staged}")
+        if slot != context.expert_layers[layer].slot_of(rank):  # type: ignore[index,arg-type]
+            raise ScheduleError(f"{node} fills slot {slot}, in which another expert is computed")
+    if node.target is instructions.run_experts:
+        layer, table, fetches = node.args[4:]
+        experts = context.expert_layers[layer]  # type: ignore[index]
+        fetched = {(fetch.args[2], fetch.args[3]) for fetch in fetches}  # type: ignore[union-attr]
+        for rank in experts.tables[table]:  # type: ignore[index]
+            if rank >= experts.split.resident and (layer, rank) not in fetched:
+                raise ScheduleError(f"{node} computes expert {rank}, but not after its fetch")
 
 
 def _check_memory(graph_module: GraphModule, context: PassContext) -> None:

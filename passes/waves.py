@@ -58,19 +58,30 @@ def waves(
         alone = count + stops[layer] + 1
         flowing = max(count, stops[layer] + EXPERT_WAVES)
         starts.append(starts[-1] + (alone if coalesced and layer in barriers else flowing))
-    keys = {}
+    keys: dict[Node, Key] = {}
     for place, task in enumerate(tasks):
         layer, block = _layer(task, layers), task.meta.get("block", 0)
         if task in visits:
             micro_batch = task.meta["micro_batch"]
             wave = starts[layer] + micro_batch - first[block] + visits[task]
             keys[task] = (block * starts[-1] + wave, micro_batch, place)
-        elif task.meta.get("operation") is None:
-            keys[task] = (-1, 0, place)
-        else:
+        elif task.meta.get("operation") is not None:
             wave = starts[layer] + count + stops[layer]
             keys[task] = (block * starts[-1] + wave, -1, place)
+    _place_shared(tasks, before, keys)
     return keys
+
+
+def _place_shared(
+    tasks: Sequence[Node], before: Mapping[Node, Sequence[Node]], keys: dict[Node, Key]
+) -> None:
+    """What belongs to no layer (masks, rotary tables) comes when its first reader does."""
+    needed: dict[Node, int] = {}
+    for place, task in reversed(list(enumerate(tasks))):
+        if task not in keys:
+            keys[task] = (needed.get(task, 0), -2, place)
+        for earlier in before[task]:
+            needed[earlier] = min(needed.get(earlier, keys[task][0]), keys[task][0])
 
 
 def _layer(task: Node, layers: int) -> int:

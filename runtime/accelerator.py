@@ -66,7 +66,7 @@ class Accelerator(ABC):
         label: str,
         seconds: float,
     ) -> list[torch.Tensor]:
-        """Run a kernel that returns new tensors, on the current stream; ``values`` are like them."""
+        """Run a kernel that returns new tensors like ``values``, on the current stream."""
 
     @abstractmethod
     def launch(
@@ -100,7 +100,7 @@ class Accelerator(ABC):
 
     @abstractmethod
     def take_error(self) -> tuple[str, BaseException] | None:
-        """Label and exception of what failed on a stream since last asked; waits for all streams."""
+        """Wait for all streams; label and exception of what failed on one since last asked."""
 
     @abstractmethod
     def start_recording(self) -> None:
@@ -112,7 +112,10 @@ class Accelerator(ABC):
 
     def pinned(self, like: torch.Tensor) -> torch.Tensor:
         """Pinned host memory of a tensor's sizes, strides and dtype."""
-        return torch.empty_strided(like.size(), like.stride(), dtype=like.dtype, pin_memory=True)
+        with torch.inference_mode(False):
+            return torch.empty_strided(
+                like.size(), like.stride(), dtype=like.dtype, pin_memory=True
+            )
 
     def synchronize(self) -> None:
         """Wait for all streams."""
@@ -177,7 +180,7 @@ class CudaAccelerator(Accelerator):
         def call(_: object) -> None:
             try:
                 function()
-            except BaseException as error:  # noqa: BLE001  (no exception may leave a C callback)
+            except BaseException as error:  # none may leave a C callback
                 self._error = self._error or (label, error)
 
         callback = kind(call)
@@ -201,7 +204,7 @@ class CudaAccelerator(Accelerator):
         torch.cuda.reset_peak_memory_stats()
 
     def take_recording(self) -> tuple[list[Span], Traffic]:
-        """See :meth:`Accelerator.take_recording`. The GPU does not count bytes copied: they are 0."""
+        """See :meth:`Accelerator.take_recording`. Bytes copied are not counted: they are 0."""
         self._recording = False
         spans = []
         for label, stream, begin, end in self._spans:
@@ -212,7 +215,8 @@ class CudaAccelerator(Accelerator):
     def _timed(self, function: Callable[[], Any], label: str) -> Any:
         if not self._recording:
             return function()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        timed_event: Callable[..., torch.cuda.Event] = torch.cuda.Event
+        begin, end = (timed_event(enable_timing=True) for _ in range(2))
         begin.record()
         result = function()
         end.record()

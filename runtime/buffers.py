@@ -13,6 +13,9 @@ from coxcompile.runtime import instructions
 from coxcompile.runtime.instructions import INSTRUCTIONS, Stream
 
 aten = torch.ops.aten
+ALIGNMENT = 64
+"""Bytes to which fetched parameters are aligned in their buffer."""
+
 Buffer = Node | str
 """A value, by the node that made it; or memory with a name that outlives the call."""
 
@@ -45,7 +48,7 @@ def stream_of(node: Node) -> Stream | None:
 
 
 def buffer_of(node: Node) -> Node:
-    """The node that made the memory which ``node`` stands for: views and in-place results have none."""
+    """The node that made the memory which ``node``, maybe a view or an in-place result, is in."""
     while True:
         if node.target in _IN_PLACE or node.target is instructions.transfer_wait:
             node = node.args[0]  # type: ignore[assignment]
@@ -74,10 +77,7 @@ def accesses(graph_module: GraphModule, node: Node) -> Accesses:
     """What ``node`` reads and writes when it runs."""
     if stream_of(node) is None or node.target in _WITHOUT_MEMORY:
         return Accesses(frozenset(), frozenset())
-    owners = {buffer_of(source) for source in node.all_input_nodes}
-    if stream_of(node) == "host_to_device":
-        # The host copies the source into pinned memory when it issues the transfer.
-        owners = set()
+    owners = {buffer_of(source) for source in node.all_input_nodes} - read_when_issued(node)
     reads: set[Buffer] = {*owners, *filter(None, map(named_memory, owners))}
     writes: set[Buffer] = set()
     if node.op == "call_module":
@@ -88,6 +88,14 @@ def accesses(graph_module: GraphModule, node: Node) -> Accesses:
     else:
         writes |= {node, *filter(None, [named_memory(node)])}
     return Accesses(frozenset(reads), frozenset(writes))
+
+
+def read_when_issued(node: Node) -> set[Node]:
+    """What the host reads when it issues ``node``: transfers to the device copy their source then."""
+    transfers = (instructions.transfer_start, instructions.transfer_rows_start)
+    if node.target not in transfers or node.args[1] != "gpu":
+        return set()
+    return {buffer_of(source) for source in node.all_input_nodes}
 
 
 def mutated_inputs(graph_module: GraphModule, node: Node) -> Iterator[Node]:
@@ -111,3 +119,8 @@ def bytes_of(value: Any) -> int:
         return 0
     reach = sum((s - 1) * t for s, t in zip(value.shape, value.stride(), strict=True)) + 1
     return int(reach) * value.element_size() if math.prod(value.shape) else 0
+
+
+def packed_bytes(values: tuple[torch.Tensor, ...]) -> int:
+    """Bytes of tensors one after the other, each aligned."""
+    return sum(-(-bytes_of(value) // ALIGNMENT) * ALIGNMENT for value in values)

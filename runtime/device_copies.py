@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from coxcompile.runtime.accelerator import Accelerator
-
-Version = tuple[object, ...]
+from coxcompile.runtime.versions import Version, version_of
 
 
 class DeviceCopies:
@@ -17,7 +16,7 @@ class DeviceCopies:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        self._copies: dict[str, tuple[Version, Tensor]] = {}
+        self._copies: dict[str, tuple[Version | None, Tensor]] = {}
 
     def get(self, name: str, host: Tensor, *, constant: bool) -> Tensor:
         """The copy of ``host``, which is known by ``name`` in its graph.
@@ -26,8 +25,8 @@ class DeviceCopies:
             constant: a weight; without a version it is taken to be unchanged.
         """
         known = self._copies.get(name)
-        version = _version(host, constant)
-        if known is not None and known[0] == version and None not in version:
+        version = version_of(host, constant=constant)
+        if known is not None and version is not None and known[0] == version:
             return known[1]
         if known is not None and known[1].shape == host.shape and known[1].dtype == host.dtype:
             copy = known[1]
@@ -40,14 +39,8 @@ class DeviceCopies:
 
     def mark_current(self, name: str, host: Tensor) -> None:
         """Both sides were changed alike."""
-        self._copies[name] = (_version(host, False), self._copies[name][1])
+        self._copies[name] = (version_of(host, constant=False), self._copies[name][1])
 
     def release(self) -> None:
         """Give the memory back; the next ``get`` copies again."""
         self._copies.clear()
-
-
-def _version(host: Tensor, constant: bool) -> Version:
-    if host.is_inference():
-        return (host.data_ptr(), 0 if constant else None)
-    return (host.data_ptr(), host._version)

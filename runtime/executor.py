@@ -1,6 +1,7 @@
 """Carrying out a scheduled co-execution graph, node by node, from the one host thread."""
 
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,11 @@ from coxcompile.runtime.kernels.rows import add_rows_, pack_rows
 from coxcompile.runtime.node_seconds import chosen_experts_seconds, partition_seconds
 
 Values = dict[Node, Any]
+
+_OF_EXPERTS = (
+    *(instructions.stage_expert, instructions.run_experts),
+    *(instructions.pack_rows, instructions.run_cpu_experts),
+)
 
 
 class CoexecutionError(RuntimeError):
@@ -57,14 +63,16 @@ class Executor:
         self._copies = DeviceCopies(accelerator)
         self._fetched = FetchedWeights(accelerator, graph_module, store)
         self._pinned: dict[Node, Any] = {}
+        self._returned = self._find_returned()
         self._inputs = graph_module.graph.find_nodes(op="placeholder")
         self._steps = [(node, self._step_of(node)) for node in graph_module.graph.nodes]
+        self._preparations = self._find_preparations()
         self._seconds = self._partition_seconds()
         self._mutated = [
-            self._input_of(argument)
+            written
             for node in graph_module.graph.find_nodes(op="call_module")
             for argument in mutated_inputs(graph_module, node)
-            if self._input_of(argument) is not None
+            if (written := self._input_of(argument)) is not None
         ]
 
     def __call__(self, *inputs: Any) -> Any:
@@ -81,7 +89,10 @@ class Executor:
         events: dict[int, torch.Event] = {}
         node = self._inputs[0]
         try:
-            self._prepare(values)
+            # What outlives the call may be written to by calls outside of inference mode.
+            with torch.inference_mode(False), torch.no_grad():
+                for node, prepare in self._preparations:
+                    prepare(node, values)
             if record:
                 self.accelerator.start_recording()
             begin = time.perf_counter()
@@ -90,8 +101,13 @@ class Executor:
                     step(node, values, events)
             end = time.perf_counter()
         except Exception as error:
-            values.clear()
-            raise self._failure(node, error) from error
+            name, reason = self._stop(values) or (node.name, error)
+            # Frames of the traceback hold device tensors for as long as the error is kept.
+            traceback.clear_frames(error.__traceback__)
+            raise CoexecutionError(name, reason) from reason
+        except BaseException:
+            self._stop(values)
+            raise
         execution = None
         if record:
             spans, traffic = self.accelerator.take_recording()
@@ -105,20 +121,29 @@ class Executor:
         self._copies.release()
         self._fetched.release()
 
-    def _prepare(self, values: Values) -> None:
-        by_name = {node.name: value for node, value in values.items()}
-        if self.store.layers:
-            self.store.prepare(
-                [
-                    tuple(None if name is None else by_name[name] for name in layer.inputs)
-                    for layer in self.store.layers
-                ]
-            )
-        for node, _ in self._steps:
-            if node.target in (instructions.device_weight, instructions.device_cache):
-                host = self._host_value(node.args[0], values)
-                constant = node.target is instructions.device_weight
-                values[node] = self._copies.get(node.name, host, constant=constant)
+    def _find_preparations(self) -> list[tuple[Node, Callable[[Node, Values], None]]]:
+        """What copies before the call begins, each with the node that it is for."""
+        nodes = self.graph_module.graph.nodes
+        copied = (instructions.device_weight, instructions.device_cache)
+        preparations = [(n, self._prepare_copy) for n in nodes if n.target in copied]
+        experts = next((n for n in nodes if n.target in _OF_EXPERTS), None)
+        return (
+            preparations if experts is None else [(experts, self._prepare_experts), *preparations]
+        )
+
+    def _prepare_experts(self, node: Node, values: Values) -> None:
+        by_name = {given.name: value for given, value in values.items()}
+        self.store.prepare(
+            [
+                tuple(None if name is None else by_name[name] for name in layer.inputs)
+                for layer in self.store.layers
+            ]
+        )
+
+    def _prepare_copy(self, node: Node, values: Values) -> None:
+        host = self._host_value(node.args[0], values)  # type: ignore[arg-type]
+        constant = node.target is instructions.device_weight
+        values[node] = self._copies.get(node.name, host, constant=constant)
 
     def _host_value(self, node: Node, values: Values) -> Tensor:
         if node.op == "get_attr":
@@ -142,12 +167,15 @@ class Executor:
             if node.target is instructions.device_cache:
                 self._copies.mark_current(node.name, self._host_value(node.args[0], values))
 
-    def _failure(self, node: Node, error: Exception) -> CoexecutionError:
-        """Waits for all streams, so that nothing runs on, and names the node that failed first."""
+    def _stop(self, values: Values) -> tuple[str, BaseException] | None:
+        """Let nothing run on or be held; what failed first on a stream, if anything did.
+
+        Copies on the accelerator go too: a cache's may differ from the host's by now.
+        """
         first = self.accelerator.take_error()
-        if first is not None:
-            return CoexecutionError(first[0], first[1])
-        return CoexecutionError(node.name, error)
+        values.clear()
+        self.release()
+        return first
 
     def _partition_seconds(self) -> dict[Node, float]:
         if self._hardware is None:
@@ -201,7 +229,7 @@ class Executor:
         return run
 
     def _arguments(self, node: Node, values: Values) -> tuple[Any, ...]:
-        return torch.fx.node.map_arg(node.args, values.__getitem__)  # type: ignore[return-value]
+        return torch.fx.node.map_arg(node.args, values.__getitem__)
 
     def _view(self, node: Node, values: Values, events: dict[int, torch.Event]) -> None:
         if node.op == "get_attr":
@@ -241,6 +269,10 @@ class Executor:
             destination = self._pinned_for(node, value)
         else:
             destination = _empty(value, self.accelerator.device)
+            if node.meta["may_be_empty"] and _is_zero(source):
+                self.accelerator.launch(_zero, [destination], node.name)
+                values[node] = destination
+                return
             pinned = self._pinned_for(node, value)
             source = pinned.copy_(source)
         self.accelerator.copy([(destination, source)], node.name)
@@ -263,13 +295,27 @@ class Executor:
         values[node] = destination
 
     def _pinned_for(self, node: Node, value: Any) -> Any:
-        """Pinned memory that a transfer uses in every call."""
-        if node not in self._pinned:
-            if isinstance(value, tuple):
-                self._pinned[node] = tuple(self.accelerator.pinned(part) for part in value)
-            else:
-                self._pinned[node] = self.accelerator.pinned(value)
-        return self._pinned[node]
+        """Pinned memory that a transfer uses in every call; new memory for what is returned."""
+        if node in self._pinned:
+            return self._pinned[node]
+        if isinstance(value, tuple):
+            pinned: Any = tuple(self.accelerator.pinned(part) for part in value)
+        else:
+            pinned = self.accelerator.pinned(value)
+        if node not in self._returned:
+            self._pinned[node] = pinned
+        return pinned
+
+    def _find_returned(self) -> set[Node]:
+        """The nodes whose memory a result of the call may be in."""
+        found: set[Node] = set()
+        ahead = [self.graph_module.graph.output_node()]
+        while ahead:
+            node = ahead.pop()
+            if node not in found and node.target is not instructions.transfer_start:
+                ahead += node.all_input_nodes
+            found.add(node)
+        return found
 
     def _stage_expert(self, node: Node, values: Values) -> None:
         place, layer, rank, *_ = node.args
@@ -277,6 +323,7 @@ class Executor:
         expert = self.store.expert(layer, rank)  # type: ignore[arg-type]
         pinned = self._fetched.expert_place(place)  # type: ignore[arg-type]
 
+        @torch.inference_mode()
         def stage() -> None:
             for destination, weight in zip(pinned, host, strict=True):
                 destination.copy_(weight[expert])
@@ -294,6 +341,7 @@ class Executor:
         host = [values[parameter] for parameter in node.args[1:]]  # type: ignore[index]
         pinned = self._fetched.place(node.args[0], host)  # type: ignore[arg-type]
 
+        @torch.inference_mode()
         def stage() -> None:
             for destination, parameter in zip(pinned, host, strict=True):
                 destination.copy_(parameter)
@@ -320,12 +368,11 @@ class Executor:
         layer = self.store.layers[number]  # type: ignore[index]
         unit = self._hardware.gpu if self._hardware else None
 
-        def run(output: Tensor, hidden: Tensor, ids: Tensor, weights: Tensor, slots: Tensor, *arena: Any) -> float | None:
-            torch.ops.coxmoe.experts_subset_(
-                output, hidden, ids, weights, slots, *arena, **layer.arguments
-            )
+        def run(*arguments: Any) -> float | None:
+            torch.ops.coxmoe.experts_subset_(*arguments, **layer.arguments)
             if unit is None or not self.accelerator.throttled:
                 return None
+            _, hidden, ids, _, slots, *_ = arguments
             return chosen_experts_seconds(ids, slots, hidden, layer, unit)
 
         tensors = (output, hidden_states, expert_ids, routing_weights)
@@ -352,10 +399,10 @@ class Executor:
             unit = self._hardware.cpu
             seconds = chosen_experts_seconds(expert_ids, slots, hidden_states, layer, unit)
 
+        tensors = (output, hidden_states, expert_ids, routing_weights)
+
         def run() -> Tensor:
-            torch.ops.coxmoe.experts_subset_(
-                output, hidden_states, expert_ids, routing_weights, slots, *weights, **layer.arguments
-            )
+            torch.ops.coxmoe.experts_subset_(*tensors, slots, *weights, **layer.arguments)
             return output.to(hidden_states.dtype)
 
         results = self.accelerator.host(run, node.name, seconds)
@@ -387,9 +434,9 @@ class Executor:
         """A value, and all that stands for it or holds it."""
         values.pop(node, None)
         for user in node.users:
-            if user.target in (instructions.run_experts, instructions.add_rows):
-                if user.args[0] is node:
-                    self._forget(user, values)
+            in_place = user.target in (instructions.run_experts, instructions.add_rows)
+            if in_place and user.args[0] is node:
+                self._forget(user, values)
         if node.args and isinstance(node.args[0], Node) and node.args[0].op == "call_module":
             partition = node.args[0]
             results = values.get(partition)
@@ -403,6 +450,11 @@ def _nothing(node: Node, values: Values, events: dict[int, torch.Event]) -> None
 
 def _zero(output: Tensor) -> None:
     output.zero_()
+
+
+def _is_zero(cache: Tensor) -> bool:
+    """Looks at the first position first, which every cache in use has filled."""
+    return cache.dim() > 2 and not (cache[..., :1, :].any() or cache.any())
 
 
 def _empty(like: Tensor, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from coxcompile.runtime.accelerator import Accelerator, Pair
 from coxcompile.runtime.expert_layer import ExpertLayer
+from coxcompile.runtime.versions import version_of
 
 Weights = tuple[Tensor | None, ...]
 """gate_up, down and their biases (None for none), [E, ...] each, on the host."""
@@ -64,7 +65,9 @@ class ExpertStore:
         if self._tabled != self.orders:
             self._fill_tables()
         for number, (layer, host) in enumerate(zip(self.layers, weights, strict=True)):
-            version = tuple(_version(weight) for weight in host)
+            version = tuple(
+                None if weight is None else version_of(weight, constant=True) for weight in host
+            )
             for rank in range(layer.split.resident):
                 expert, slot = self.orders[number][rank], layer.slot_of(rank)
                 if self._holds.get(slot) != (expert, *version):
@@ -78,7 +81,9 @@ class ExpertStore:
         self._holds.clear()
         self._tabled = []
 
-    def pairs(self, number: int, expert: int, slot: int, host: Sequence[Tensor | None]) -> list[Pair]:
+    def pairs(
+        self, number: int, expert: int, slot: int, host: Sequence[Tensor | None]
+    ) -> list[Pair]:
         """What to copy where so that an expert of a layer lies in a slot."""
         return [
             (place[slot], weight[expert])
@@ -96,7 +101,7 @@ class ExpertStore:
         return self._arena
 
     def table(self, number: int, table: int) -> Tensor:
-        """int64 [E] on the accelerator: for each expert its slot, or -1 if it is not in the table."""
+        """int64 [E] on the accelerator: each expert's slot, or -1 if it is not in the table."""
         return self._tables[number][table]
 
     def cpu_table(self, number: int, on_host: bool) -> Tensor:
@@ -141,10 +146,3 @@ class ExpertStore:
 
 def _shape(weight: Tensor | None) -> tuple[object, ...] | None:
     return None if weight is None else (tuple(weight.shape[1:]), weight.dtype)
-
-
-def _version(weight: Tensor | None) -> tuple[int, int] | None:
-    """Changes when the weight is another, or is changed in place."""
-    if weight is None:
-        return None
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version

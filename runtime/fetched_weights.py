@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from coxcompile.passes.device_memory import ALIGNMENT, packed_bytes
 from coxcompile.runtime import instructions
 from coxcompile.runtime.accelerator import Accelerator
+from coxcompile.runtime.buffers import ALIGNMENT, packed_bytes
 from coxcompile.runtime.expert_store import ExpertStore
 
 
@@ -40,15 +40,17 @@ class FetchedWeights:
         if place not in self._places:
             experts = packed_bytes(tuple(self._store.slot(0))) if self._store.layers else 0
             size = max(self._fetch_bytes, experts)
-            self._places[place] = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            with torch.inference_mode(False):
+                self._places[place] = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         return _divide(self._places[place], likes)
 
     def weights_buffer(self, buffer: int, parameters: Sequence[Tensor]) -> list[Tensor]:
         """The same on the accelerator."""
         if buffer not in self._buffers:
-            self._buffers[buffer] = torch.empty(
-                self._buffer_bytes[buffer], dtype=torch.uint8, device=self._accelerator.device
-            )
+            with torch.inference_mode(False):
+                self._buffers[buffer] = torch.empty(
+                    self._buffer_bytes[buffer], dtype=torch.uint8, device=self._accelerator.device
+                )
         return _divide(self._buffers[buffer], parameters)
 
     def release(self) -> None:

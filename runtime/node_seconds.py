@@ -26,26 +26,32 @@ def partition_seconds(graph: Graph, unit: Processor) -> float:
 
 def _operator_seconds(node: Node, unit: Processor) -> float:
     if node.target in _LINEARS:
-        source, weight = (argument.meta["val"] for argument in node.args[:2])  # type: ignore[union-attr]
+        source, weight = (argument.meta["val"] for argument in _nodes(node)[:2])
         rows = source.numel() // source.shape[-1]
         read = bytes_of(weight) + bytes_of(source)
-        return unit.gemm_seconds(2.0 * rows * weight.numel(), read, max(rows, 1)) + _launch(unit)
+        seconds = unit.gemm_seconds(2.0 * rows * weight.numel(), read, max(rows, 1))
+        return float(seconds) + _launch(unit)
     if node.target is aten.scaled_dot_product_attention.default:
-        query, key, value = (argument.meta["val"] for argument in node.args[:3])  # type: ignore[union-attr]
+        query, key, value = (argument.meta["val"] for argument in _nodes(node)[:3])
         causal = 2 if len(node.args) > 5 and node.args[5] else 1
         pairs = query.numel() // query.shape[-1] * key.shape[-2] / causal
         flops = 2.0 * pairs * (query.shape[-1] + value.shape[-1])
-        read = sum(_distinct_bytes(argument) for argument in node.args[:3])  # type: ignore[arg-type]
+        read = sum(map(_distinct_bytes, _nodes(node)[:3]))
         heads = math.prod(key.shape[:-2]) if query.shape[-2] < key.shape[-2] else 0
         return _attention(flops, read, unit) + heads * unit.attention_head_seconds + _launch(unit)
     if node.target in _MATMULS:
-        first, second = (argument.meta["val"] for argument in node.args[:2])  # type: ignore[union-attr]
+        first, second = (argument.meta["val"] for argument in _nodes(node)[:2])
         flops = 2.0 * first.numel() * second.shape[-1]
-        read = _distinct_bytes(node.args[0]) + _distinct_bytes(node.args[1])  # type: ignore[arg-type]
+        read = sum(map(_distinct_bytes, _nodes(node)[:2]))
         return _attention(flops, read, unit) + _launch(unit)
     if node.target is torch.ops.coxmoe.coalesced_experts.default:
         return _uniform_experts_seconds(node, unit)
     return 0.0
+
+
+def _nodes(node: Node) -> list[Node]:
+    """The positional arguments that are nodes."""
+    return [argument for argument in node.args if isinstance(argument, Node)]
 
 
 def _attention(flops: float, bytes_read: float, unit: Processor) -> float:
@@ -74,7 +80,7 @@ _REPETITIONS = (
 
 def _uniform_experts_seconds(node: Node, unit: Processor) -> float:
     """All experts of a layer on one device: taken to be chosen alike."""
-    hidden_states, expert_ids = (argument.meta["val"] for argument in node.args[:2])  # type: ignore[union-attr]
+    hidden_states, expert_ids = (argument.meta["val"] for argument in _nodes(node)[:2])
     weights = [w.meta["val"] for w in node.args[3:7] if isinstance(w, Node)]
     experts = weights[0].shape[0]
     choices = expert_ids.numel()
@@ -106,4 +112,3 @@ def chosen_experts_seconds(
     """Of the experts of one table, for the tokens that chose them."""
     counts = torch.bincount(expert_ids.reshape(-1), minlength=layer.experts)
     return experts_seconds(counts[expert_slots >= 0], hidden_states, layer.expert_bytes, unit)
-

@@ -66,6 +66,16 @@ class Session:
         Raises:
             ValueError: the map is of other layers or numbers of experts.
         """
+        for executor in self.executors:
+            for layer in executor.store.layers:
+                if layer.number >= activation_map.layers or (
+                    layer.experts != activation_map.experts
+                ):
+                    raise ValueError(
+                        f"activation_map: it counts {activation_map.layers} layers of "
+                        f"{activation_map.experts} experts, but {layer.path} is layer "
+                        f"{layer.number}, of {layer.experts}; count choices of this model"
+                    )
         orders = [order.tolist() for order in activation_map.hottest(activation_map.experts)]
         for executor in self.executors:
             store = executor.store

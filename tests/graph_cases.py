@@ -72,9 +72,9 @@ def model_of(family: str, **config: Any) -> torch.nn.Module:
 
 
 @cache
-def family_graph(family: str, call: str) -> Graph:
-    """The graph of a tiny model of two layers in bfloat16."""
-    model = model_of(family)
+def family_graph(family: str, call: str, dtype: torch.dtype = torch.bfloat16) -> Graph:
+    """The graph of a tiny model of two layers."""
+    model = model_of(family, dtype=dtype)
     ids = torch.randint(0, 100, (BATCH, PROMPT), generator=torch.Generator().manual_seed(0))
     if call == "forward":
         return capture(model, input_ids=ids, use_cache=False)

@@ -6,13 +6,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch._dynamo.exc import BackendCompilerFailed
 
+import coxcompile
+from coxcompile.coexecution import refuse_contradictions
 from coxcompile.options import Options, OptionsError
+from coxcompile.passes.plan import accelerator_name
+from coxcompile.planner.activation_map import ActivationMap
+from coxcompile.planner.plan import ExpertSplit, Plan, StagePlan
+from coxcompile.planner.policies import POLICIES
+from coxcompile.planner.records import save
+from coxcompile.systems import SYSTEMS
 
 ROOT = Path(__file__).parent.parent
 FIELDS = dataclasses.fields(Options)
@@ -255,6 +264,231 @@ def test_a_wrong_environment_variable_is_blamed_by_name(
     monkeypatch.setenv("COXMOE_DUMP", str(occupied))
     (problem,) = problems_of(None)
     assert problem.startswith("environment variable COXMOE_DUMP: got ")
+
+
+# Co-execution
+
+
+@pytest.mark.parametrize("value", ["auto", "cuda", "emulated", "none"])
+def test_accelerators(value: str) -> None:
+    assert Options.from_user({"accelerator": value}).accelerator == value
+
+
+def test_a_misspelt_accelerator_names_the_nearest_one() -> None:
+    assert problems_of({"accelerator": "CUDA:0"}) == (
+        "option \"accelerator\": got 'CUDA:0' (str); "
+        'allowed: "auto" or "cuda" or "emulated" or "none"; did you mean "cuda"?',
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        (1, 1),
+        (20 * 2**30, 20 * 2**30),
+        ("4096", 4096),
+        ("20GiB", 20 * 2**30),
+        ("20 gib", 20 * 2**30),
+        (" 1.5 GB ", 1_500_000_000),
+        ("64MiB", 2**26),
+        ("0.1GB", 100_000_000),
+        ("1TiB", 2**40),
+        ("3kb", 3000),
+    ],
+)
+def test_vram_is_a_number_of_bytes(value: object, expected: int | None) -> None:
+    assert Options.from_user({"vram": value}).vram == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(0, -1, 1.5, True, b"1GB", math.inf, "", "GiB", "20 G", "1e9", "1.2.3GB", ".5GB", "-1GB"),
+        *("0.4", "0GiB", "٣GB", "9" * 400 + "x"),
+    ],
+)
+def test_vram_refuses_what_is_no_positive_number_of_bytes(value: object) -> None:
+    (problem,) = problems_of({"vram": value})
+    assert problem.endswith('allowed: a positive number of bytes, or text such as "20GiB", or None')
+
+
+@given(st.integers(1, 10**400), st.sampled_from(["", "KiB", "GB"]))
+def test_vram_of_any_size_is_exact(number: int, unit: str) -> None:
+    scale = {"": 1, "KiB": 1024, "GB": 10**9}[unit]
+    assert Options.from_user({"vram": f"{number}{unit}"}).vram == number * scale
+
+
+STAGE = StagePlan(
+    qkv="gpu",
+    attention="cpu",
+    output="gpu",
+    micro_batch=1,
+    block=4,
+    coalesced=True,
+    experts=(ExpertSplit(resident=1, migrating=1, cpu=6),),
+    staging_experts=2,
+)
+PLAN = Plan(policy="mine", model="m", hardware="h", prefill=STAGE, decode=STAGE)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_by_its_name(name: str) -> None:
+    assert Options.from_user({"plan": name}).plan == name
+    assert Options.from_user({"plan": name.upper()}).plan == name
+
+
+@pytest.mark.parametrize("suffix", [".json", ".toml"])
+def test_a_plan_or_its_file(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"plan{suffix}"
+    save(PLAN, file)
+    for value in (PLAN, file, str(file)):
+        assert Options.from_user({"plan": value}).plan == PLAN
+
+
+def test_an_unknown_policy_lists_those_there_are() -> None:
+    (problem,) = problems_of({"plan": "coxmeo"})
+    assert problem == (
+        f"option \"plan\": got 'coxmeo' (str), but no policy 'coxmeo'; there are "
+        f"{', '.join(POLICIES)}; did you mean coxmoe?; allowed: a Plan, a policy's name, or a "
+        "plan's .json or .toml file"
+    )
+
+
+def test_a_damaged_plan_names_the_file_and_the_field(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text('{"policy": "mine"}')
+    (problem,) = problems_of({"plan": file})
+    assert f"{file}: Object missing required field `model`" in problem
+    (problem,) = problems_of({"plan": str(tmp_path / "missing.json")})
+    assert "missing.json: " in problem
+    assert "No such file" in problem
+
+
+@pytest.mark.parametrize("value", [None, 3, True, "", b"coxmoe", ["coxmoe"]])
+def test_what_is_no_plan(value: object) -> None:
+    (problem,) = problems_of({"plan": value})
+    assert problem.startswith(f'option "plan": got {value!r}')
+
+
+def test_hardware_by_name_or_file(tmp_path: Path) -> None:
+    for name, system in SYSTEMS.items():
+        assert Options.from_user({"hardware": name}).hardware == system
+        assert Options.from_user({"hardware": system}).hardware is system
+    file = tmp_path / "machine.json"
+    save(system, file)
+    assert Options.from_user({"hardware": file}).hardware == system
+    assert Options.from_user({"hardware": None}).hardware is None
+
+
+def test_unknown_hardware_lists_the_systems() -> None:
+    (problem,) = problems_of({"hardware": "rtx6000"})
+    assert all(name in problem for name in SYSTEMS)
+    assert "did you mean rtx6000ada-8452y?" in problem
+
+
+@pytest.mark.parametrize("value", [3, True, "", [], b"h100"])
+def test_what_is_no_hardware(value: object) -> None:
+    (problem,) = problems_of({"hardware": value})
+    assert problem.startswith(f'option "hardware": got {value!r}')
+
+
+def test_an_activation_map_or_its_file(tmp_path: Path) -> None:
+    activation_map = ActivationMap(
+        counts=np.ones((2, 8), dtype=np.int64),
+        layers=("model.layers.0.mlp", "model.layers.1.mlp"),
+        model="m",
+        tokens=4,
+        strategy="random",
+        seed=0,
+    )
+    file = tmp_path / "map.safetensors"
+    activation_map.save(file)
+    assert Options.from_user({"activation_map": activation_map}).activation_map is activation_map
+    loaded = Options.from_user({"activation_map": str(file)}).activation_map
+    assert loaded is not None
+    assert (loaded.layers, loaded.tokens) == (activation_map.layers, 4)
+    (problem,) = problems_of({"activation_map": tmp_path / "none.safetensors"})
+    assert "write one with coxcompile.stratify" in problem
+    (problem,) = problems_of({"activation_map": 3})
+    assert problem.endswith("allowed: a coxcompile.ActivationMap, the file of one, or None")
+
+
+def test_sessions() -> None:
+    session = coxcompile.Session(record=True)
+    assert Options.from_user({"session": session}).session is session
+    assert Options.from_user({"session": None}).session is None
+    (problem,) = problems_of({"session": "mine"})
+    assert problem.endswith("allowed: a coxcompile.Session, or None")
+
+
+def refused_by_torch_compile(options: dict[str, Any]) -> tuple[str, ...]:
+    torch._dynamo.reset()
+    compiled = torch.compile(torch.nn.Linear(2, 2), backend="coxmoe", options=options)
+    with torch.no_grad(), pytest.raises(BackendCompilerFailed) as caught:
+        compiled(torch.ones(1, 2))
+    error = caught.value.inner_exception
+    assert isinstance(error, OptionsError)
+    return error.problems
+
+
+@pytest.mark.parametrize("accelerator", ["none", "auto"])
+def test_only_the_emulated_accelerator_can_be_slowed_down(
+    accelerator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert refused_by_torch_compile({"throttle": True, "accelerator": accelerator}) == (
+        'option "throttle": got True, but only accelerator="emulated" can be slowed down',
+    )
+
+
+def test_cuda_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (problem,) = refused_by_torch_compile({"accelerator": "cuda"})
+    assert problem == (
+        'option "accelerator": got "cuda", but torch finds no CUDA device; use "auto" or "none"'
+    )
+
+
+def test_what_is_only_done_without_an_accelerator() -> None:
+    problems = refused_by_torch_compile(
+        {
+            "accelerator": "emulated",
+            "count_choices": coxcompile.ChoiceCounts(),
+            "pack_linears": True,
+        }
+    )
+    assert [problem.split(":")[0] for problem in problems] == [
+        'option "count_choices"',
+        'option "pack_linears"',
+    ]
+    assert all('use accelerator="none"' in problem for problem in problems)
+
+
+def test_contradictions_are_reported_together() -> None:
+    options = Options(accelerator="cuda", throttle=True, pack_linears=True)
+    with pytest.raises(OptionsError) as caught:
+        refuse_contradictions(options, "cuda")
+    assert len(caught.value.problems) == 2 + (not torch.cuda.is_available())
+
+
+@pytest.mark.parametrize(
+    ("options", "accelerator"),
+    [
+        ({"throttle": True, "accelerator": "emulated"}, "emulated"),
+        ({"pack_linears": True}, "none"),
+        ({"count_choices": coxcompile.ChoiceCounts()}, "none"),
+    ],
+)
+def test_what_goes_together(options: dict[str, Any], accelerator: str) -> None:
+    refuse_contradictions(Options.from_user(options), accelerator)
+
+
+def test_auto_is_cuda_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for available, expected in ((True, "cuda"), (False, "none")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)  # noqa: B023
+        assert accelerator_name(Options()) == expected
+        assert accelerator_name(Options(accelerator="emulated")) == "emulated"
 
 
 # torch.compile and the documentation

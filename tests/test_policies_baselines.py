@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coxcompile.planner.cost_model import predict
 from coxcompile.hardware import HardwareSpec
+from coxcompile.planner.cost_model import predict
 from coxcompile.planner.model_spec import ModelSpec
 from coxcompile.planner.policies.cpu_only import cpu_only
 from coxcompile.planner.policies.fitting import DoesNotFitError

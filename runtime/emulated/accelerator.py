@@ -62,7 +62,8 @@ class EmulatedAccelerator(Accelerator):
         ]
 
         def run() -> float | None:
-            with torch.no_grad():
+            # A thread has a mode of its own; in this one, all tensors may be written to.
+            with torch.inference_mode():
                 taken = kernel(*inputs)
             return taken if self.throttled and isinstance(taken, float) else None
 

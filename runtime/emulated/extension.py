@@ -72,6 +72,9 @@ class Extension(Protocol):
     def as_host(self, tensor: torch.Tensor) -> torch.Tensor:
         """See ``operations.as_host``."""
 
+    def borrow(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See ``operations.borrow``."""
+
     def copy_rows(
         self, rows: Sequence[CopyPair], count: torch.Tensor, whole: Sequence[CopyPair], label: str
     ) -> None:
