@@ -132,7 +132,8 @@ def _with_numbers(graph_module: GraphModule, numbers: Mapping[int, float]) -> Gr
     if not numbers:
         return graph_module
     graph = torch.fx.Graph()
-    graph.output(graph.graph_copy(graph_module.graph, copied := {}))
+    copied: dict[torch.fx.Node, torch.fx.Node] = {}
+    graph.output(graph.graph_copy(graph_module.graph, copied))
     originals = graph_module.graph.find_nodes(op="placeholder")
     for place, number in numbers.items():
         for user in list(copied[originals[place]].users):

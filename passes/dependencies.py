@@ -4,14 +4,13 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch.fx import GraphModule, Node
 
+from coxcompile.passes.devices import cache_of, is_host_view, overlap
 from coxcompile.passes.waves import Key, waves
 from coxcompile.runtime import instructions
-from coxcompile.runtime.buffers import mutated_inputs, named_memory, stream_of
+from coxcompile.runtime.buffers import mutated_inputs, named_memory, read_when_issued, stream_of
 
-aten = torch.ops.aten
 PINNED_PLACES = 2
 """Places in pinned memory for weights: one is filled while the other crosses the link."""
 
@@ -26,11 +25,14 @@ class Dependencies:
         tasks: in a topological order.
         keys: by which each stream serves them, the lowest first.
         before: for each the tasks it has to come after.
+        issued_before: for each the tasks that are only to be issued before it: the host reads what
+            it changes when it issues them.
     """
 
     tasks: Sequence[Node]
     keys: Mapping[Node, Key]
     before: Mapping[Node, Sequence[Node]]
+    issued_before: Mapping[Node, Sequence[Node]]
 
 
 def dependencies(graph_module: GraphModule, *, coalesced: bool) -> Dependencies:
@@ -46,8 +48,9 @@ def dependencies(graph_module: GraphModule, *, coalesced: bool) -> Dependencies:
     for number, task in enumerate(staged):
         task.args = (number % PINNED_PLACES, *task.args[1:])
     _order_reuse(tasks, keys, before)
-    _order_mutations(graph_module, tasks, before)
-    return Dependencies(tasks, keys, before)
+    issued_before: dict[Node, list[Node]] = {task: [] for task in tasks}
+    _order_mutations(graph_module, tasks, before, issued_before)
+    return Dependencies(tasks, keys, before, issued_before)
 
 
 def task_of(node: Node) -> Node | None:
@@ -89,14 +92,25 @@ def _readers(node: Node) -> list[Node]:
 
 
 def _order_mutations(
-    graph_module: GraphModule, tasks: Sequence[Node], before: Mapping[Node, list[Node]]
+    graph_module: GraphModule,
+    tasks: Sequence[Node],
+    before: Mapping[Node, list[Node]],
+    issued_before: Mapping[Node, list[Node]],
 ) -> None:
     """Who reads an input comes before who writes to it."""
     for task in tasks:
         if task.op != "call_module":
             continue
         for written in mutated_inputs(graph_module, task):
-            readers = list(written.users)
-            if written.target is aten.slice.Tensor:
-                readers += list(written.all_input_nodes[0].users)
-            before[task].extend(u for u in readers if stream_of(u) and u is not task)
+            for reader in _readers_of_input(written):
+                if reader is not task:
+                    kind = issued_before if read_when_issued(reader) else before
+                    kind[task].append(reader)
+
+
+def _readers_of_input(written: Node) -> list[Node]:
+    """The tasks that read an input, or the slice of it, that is written to."""
+    whole = cache_of(written)
+    views = [whole, *(user for user in whole.users if is_host_view(user))]
+    read = [view for view in views if overlap(view, written)]
+    return [user for view in read for user in view.users if stream_of(user) is not None]

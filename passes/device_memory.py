@@ -1,7 +1,6 @@
 """Bytes on the accelerator: what a co-execution graph holds throughout, and what its nodes add."""
 
 import operator
-from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -88,14 +87,16 @@ def _intermediates(graph: torch.fx.Graph) -> int:
 
 def _owner(node: Node) -> Node:
     """The node whose memory a view is of."""
-    while node.op == "call_function" and _is_view(node.target) and node.all_input_nodes:
+    while node.op == "call_function" and _is_view(node) and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return node
 
 
-def _is_view(target: Any) -> bool:
-    if target is operator.getitem:
+def _is_view(node: Node) -> bool:
+    if node.target is operator.getitem:
         return True
-    schema = getattr(target, "_schema", None)
+    if node.target in (aten.reshape.default, aten.contiguous.default):
+        return bool(node.all_input_nodes[0].meta["val"].is_contiguous())
+    schema = getattr(node.target, "_schema", None)
     returns = schema.returns if schema is not None else []
     return bool(returns) and any(r.alias_info is not None for r in returns)

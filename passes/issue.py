@@ -35,6 +35,7 @@ class Issue:
         self._tasks = dependencies.tasks
         self._keys = dependencies.keys
         self._before = dependencies.before
+        self._issued_before = dependencies.issued_before
         self._room = room
         self._lookahead = lookahead
         self._copies: dict[Node, Node] = {}
@@ -89,7 +90,8 @@ class Issue:
                 self._uses[task].append(buffer)
 
     def _is_ready(self, task: Node) -> bool:
-        return all(earlier in self._copies for earlier in self._before[task])
+        earlier = (*self._before[task], *self._issued_before[task])
+        return all(other in self._copies for other in earlier)
 
     def _may_start(self, task: Node, earliest: int) -> bool:
         ahead = self._keys[task][0] - earliest
@@ -128,9 +130,11 @@ class Issue:
 
     def _make_room(self) -> None:
         """Let streams wait for the readers of what they allocated, so that it can be freed."""
+        readers: dict[Stream, dict[Node, None]] = defaultdict(dict)
         for buffer in self._through:
-            stream = self._allocated_on(buffer)
-            for reader in self._clocks.missing(stream, self._used_by[buffer]):
+            readers[self._allocated_on(buffer)] |= dict.fromkeys(self._used_by[buffer])
+        for stream, tasks in readers.items():
+            for reader in self._clocks.missing(stream, tasks):
                 self._wait(stream, reader)
         self._free()
 

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
 from coxcompile.passes.context import PassContext
-from coxcompile.passes.devices import INHERITED, cache_of, device_of, is_host_view
+from coxcompile.passes.devices import INHERITED, cache_of, device_of, is_host_view, is_view
 from coxcompile.runtime.instructions import INSTRUCTIONS
 
 aten = torch.ops.aten
@@ -53,7 +53,7 @@ def partition(graph_module: GraphModule, context: PassContext) -> GraphModule:
 
 
 def _is_fusable(node: Node) -> bool:
-    if node.op != "call_function" or node.target in INSTRUCTIONS or is_host_view(node):
+    if node.op != "call_function" or node.target in INSTRUCTIONS or is_view(node):
         return False
     if node.target is operator.getitem:
         return _is_fusable(node.args[0])  # type: ignore[arg-type]

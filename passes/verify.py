@@ -6,7 +6,7 @@ from torch.fx import GraphModule, Node
 
 from coxcompile.passes.context import PassContext
 from coxcompile.passes.device_memory import allocates, held_throughout, workspace
-from coxcompile.passes.devices import cache_of, is_host_view
+from coxcompile.passes.devices import overlap
 from coxcompile.passes.happens_before import HappensBefore, ScheduleError
 from coxcompile.runtime import instructions
 from coxcompile.runtime.buffers import (
@@ -119,20 +119,12 @@ def _check_mutations(graph_module: GraphModule) -> None:
             continue
         for source in node.all_input_nodes:
             for written, writer in changed.items():
-                if _overlap(source, written):
+                if overlap(source, written):
                     raise ScheduleError(
                         f"{node} reads {source}, which {writer} has changed by then"
                     )
         if node.op == "call_module":
             changed |= dict.fromkeys(mutated_inputs(graph_module, node), node)
-
-
-def _overlap(first: Node, second: Node) -> bool:
-    if cache_of(first) is not cache_of(second):
-        return False
-    if not (is_host_view(first) and is_host_view(second)) or first.args[1] != second.args[1]:
-        return True
-    return max(first.args[2], second.args[2]) < min(first.args[3], second.args[3])  # type: ignore[call-overload,type-var]
 
 
 def _check_experts(node: Node, context: PassContext) -> None:

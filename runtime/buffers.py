@@ -91,7 +91,7 @@ def accesses(graph_module: GraphModule, node: Node) -> Accesses:
 
 
 def read_when_issued(node: Node) -> set[Node]:
-    """What the host reads when it issues ``node``: transfers to the device copy their source then."""
+    """What the host reads when it issues ``node``: what it copies to the device."""
     transfers = (instructions.transfer_start, instructions.transfer_rows_start)
     if node.target not in transfers or node.args[1] != "gpu":
         return set()

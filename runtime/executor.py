@@ -29,6 +29,12 @@ _OF_EXPERTS = (
 )
 
 
+# Results in place, and views.
+_STAND_FOR_OTHERS = (
+    *(instructions.run_experts, instructions.add_rows, torch.ops.aten.slice.Tensor),
+)
+
+
 class CoexecutionError(RuntimeError):
     """A call of a co-execution graph failed; ``node`` is the name of the node that did."""
 
@@ -83,8 +89,10 @@ class Executor:
         """
         return self.run(inputs)[0]
 
-    def run(self, inputs: Sequence[Any], record: bool = False) -> tuple[Any, Execution | None]:
-        """As a call; on request with what every node took."""
+    def run(
+        self, inputs: Sequence[Any], *, record: bool = False, serialised: bool = False
+    ) -> tuple[Any, Execution | None]:
+        """As a call; on request with what every node took, or one node after the other."""
         values: Values = dict(zip(self._inputs, inputs, strict=True))
         events: dict[int, torch.Event] = {}
         node = self._inputs[0]
@@ -99,6 +107,8 @@ class Executor:
             with torch.no_grad():
                 for node, step in self._steps:
                     step(node, values, events)
+                    if serialised:
+                        self.accelerator.synchronize()
             end = time.perf_counter()
         except Exception as error:
             name, reason = self._stop(values) or (node.name, error)
@@ -123,13 +133,10 @@ class Executor:
 
     def _find_preparations(self) -> list[tuple[Node, Callable[[Node, Values], None]]]:
         """What copies before the call begins, each with the node that it is for."""
-        nodes = self.graph_module.graph.nodes
+        nodes = list(self.graph_module.graph.nodes)
         copied = (instructions.device_weight, instructions.device_cache)
-        preparations = [(n, self._prepare_copy) for n in nodes if n.target in copied]
-        experts = next((n for n in nodes if n.target in _OF_EXPERTS), None)
-        return (
-            preparations if experts is None else [(experts, self._prepare_experts), *preparations]
-        )
+        experts = [(node, self._prepare_experts) for node in nodes if node.target in _OF_EXPERTS]
+        return experts[:1] + [(n, self._prepare_copy) for n in nodes if n.target in copied]
 
     def _prepare_experts(self, node: Node, values: Values) -> None:
         by_name = {given.name: value for given, value in values.items()}
@@ -434,8 +441,7 @@ class Executor:
         """A value, and all that stands for it or holds it."""
         values.pop(node, None)
         for user in node.users:
-            in_place = user.target in (instructions.run_experts, instructions.add_rows)
-            if in_place and user.args[0] is node:
+            if user.target in _STAND_FOR_OTHERS and user.args[0] is node:
                 self._forget(user, values)
         if node.args and isinstance(node.args[0], Node) and node.args[0].op == "call_module":
             partition = node.args[0]

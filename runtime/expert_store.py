@@ -37,6 +37,7 @@ class ExpertStore:
         self._slots = slots
         self._arena: Weights = ()
         self._holds: dict[int, tuple[object, ...]] = {}
+        self._resident: list[dict[int, int]] = []
         self._tables: list[Tensor] = []
         self._host_tables: list[Tensor] = []
         self._tabled: list[tuple[int, ...]] = []
@@ -63,13 +64,16 @@ class ExpertStore:
         if not self._arena:
             self._allocate()
         if self._tabled != self.orders:
+            self._resident = [
+                self._give_slots(layer, order)
+                for layer, order in zip(self.layers, self.orders, strict=True)
+            ]
             self._fill_tables()
-        for number, (layer, host) in enumerate(zip(self.layers, weights, strict=True)):
+        for number, host in enumerate(weights):
             version = tuple(
                 None if weight is None else version_of(weight, constant=True) for weight in host
             )
-            for rank in range(layer.split.resident):
-                expert, slot = self.orders[number][rank], layer.slot_of(rank)
+            for expert, slot in self._resident[number].items():
                 if self._holds.get(slot) != (expert, *version):
                     for destination, source in self.pairs(number, expert, slot, host):
                         destination.copy_(source)
@@ -130,13 +134,23 @@ class ExpertStore:
         )
         self._holds.clear()
 
+    def _give_slots(self, layer: ExpertLayer, order: Sequence[int]) -> dict[int, int]:
+        """The slot of each resident expert; those that are there already stay where they are."""
+        hottest = order[: layer.split.resident]
+        slots = [layer.slot_of(rank) for rank in range(layer.split.resident)]
+        held = {self._holds[slot][0]: slot for slot in slots if slot in self._holds}
+        kept = {expert: held[expert] for expert in hottest if expert in held}
+        others = iter(sorted(set(slots) - set(kept.values())))
+        return {expert: kept[expert] if expert in kept else next(others) for expert in hottest}
+
     def _fill_tables(self) -> None:
         self._tables, self._host_tables = [], []
-        for layer, order in zip(self.layers, self.orders, strict=True):
+        for layer, order, resident in zip(self.layers, self.orders, self._resident, strict=True):
             tables = torch.full((len(layer.tables) + 1, layer.experts), -1, dtype=torch.int64)
             for number, ranks in enumerate(layer.tables):
                 for rank in ranks:
-                    tables[number, order[rank]] = layer.slot_of(rank)
+                    expert = order[rank]
+                    tables[number, expert] = resident.get(expert, layer.slot_of(rank))
             for rank in layer.cpu_ranks:
                 tables[-1, order[rank]] = order[rank]
             self._host_tables.append(tables[-1])

@@ -19,11 +19,13 @@ class Session:
 
     Attributes:
         record: let every call append what its nodes took to ``executions``.
+        serialised: let every node end before the next begins, to see what overlapping them gains.
         executions: of the recorded calls, in order.
     """
 
-    def __init__(self, *, record: bool = False) -> None:
+    def __init__(self, *, record: bool = False, serialised: bool = False) -> None:
         self.record = record
+        self.serialised = serialised
         self.executions: list[Execution] = []
         self.executors: list[Executor] = []
         self._accelerators: dict[tuple[Any, ...], Accelerator] = {}
@@ -55,7 +57,7 @@ class Session:
             if self._active is not None:
                 self._active.release()
             self._active = executor
-        result, execution = executor.run(inputs, self.record)
+        result, execution = executor.run(inputs, record=self.record, serialised=self.serialised)
         if execution is not None:
             self.executions.append(execution)
         return result
@@ -66,13 +68,12 @@ class Session:
         Raises:
             ValueError: the map is of other layers or numbers of experts.
         """
+        counted = len(activation_map.layers)
         for executor in self.executors:
             for layer in executor.store.layers:
-                if layer.number >= activation_map.layers or (
-                    layer.experts != activation_map.experts
-                ):
+                if layer.number >= counted or layer.experts != activation_map.experts:
                     raise ValueError(
-                        f"activation_map: it counts {activation_map.layers} layers of "
+                        f"activation_map: it counts {counted} layers of "
                         f"{activation_map.experts} experts, but {layer.path} is layer "
                         f"{layer.number}, of {layer.experts}; count choices of this model"
                     )

@@ -18,4 +18,5 @@ def version_of(host: Tensor, *, constant: bool) -> Version | None:
     if host.is_inference() and not constant:
         return None
     changes = 0 if host.is_inference() else host._version
-    return StorageWeakRef(host.untyped_storage()), host.storage_offset(), changes
+    memory = StorageWeakRef(host.untyped_storage())  # type: ignore[no-untyped-call]
+    return memory, host.storage_offset(), changes

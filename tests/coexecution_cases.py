@@ -143,9 +143,7 @@ def splits(session: Session) -> list[ExpertSplit]:
 def mixed_plan(experts: int, layers: int, **changes: Any) -> Plan:
     """Experts resident, migrating and on the CPU, attention on the CPU, micro-batches of 2."""
     resident = migrating = experts // 4
-    split = ExpertSplit(
-        resident=resident, migrating=migrating, cpu=experts - resident - migrating
-    )
+    split = ExpertSplit(resident=resident, migrating=migrating, cpu=experts - resident - migrating)
     fields: dict[str, Any] = {
         **{"qkv": "gpu", "attention": "cpu", "output": "gpu", "micro_batch": 2, "block": 4},
         **{"coalesced": True, "staging_experts": 2, "experts": (split,) * layers},

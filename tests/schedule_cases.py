@@ -45,6 +45,7 @@ class PlanCase:
     fetches_overlap: bool = True
     block: int = BATCH
     migrating: int = 4
+    vram: int = VRAM
 
     def plan(self, experts: int, moe_layers: int) -> Plan:
         """All three kinds of experts where coalesced; else none are the CPU's."""
@@ -79,6 +80,11 @@ CASES: dict[str, PlanCase] = {
     "moe-lightning": PlanCase("deepseek_v2", "prefill", "gcg", 2, coalesced=False),
     "moe-lightning, attention on the gpu": PlanCase(
         "granitemoe", "decode", "ggg", 2, coalesced=False, resident_share=0.5
+    ),
+    # Waits so that memory can be freed.
+    "tight memory": PlanCase("qwen3_moe", "prefill", "gcg", 1, vram=451_000),
+    "tight memory, not coalesced": PlanCase(
+        "granitemoe", "decode", "ggg", 2, coalesced=False, resident_share=0.5, vram=800_000
     ),
     "flexgen": PlanCase(
         "mixtral", "prefill", "ggg", 2, coalesced=False, resident_share=0.3, fetches_overlap=False
@@ -153,14 +159,17 @@ def _is_data(value: object) -> bool:
 class _Backend:
     """Schedules a graph, keeps it and its inputs, and runs it uncompiled."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, vram: int) -> None:
         self.plan = plan
+        self.vram = vram
         self.scheduled: Scheduled
 
     def __call__(self, graph_module: GraphModule, example_inputs: Sequence[Any]) -> Any:
-        options = Options.from_user({"accelerator": "emulated", "vram": VRAM, "plan": self.plan})
+        options = Options.from_user(
+            {"accelerator": "emulated", "vram": self.vram, "plan": self.plan}
+        )
         context = PassContext(options, example_inputs, input_names(graph_module))
-        context.vram = VRAM
+        context.vram = self.vram
         original = graph_module.forward
         graph_module = run_passes(graph_module, context, COEXECUTION_PASSES)
         self.scheduled = Scheduled(graph_module, context)
@@ -182,7 +191,7 @@ def scheduled(name: str) -> Scheduled:
     model = build(case.family, dtype=torch.float32)
     experts = next(getattr(model.config, x) for x in EXPERTS if hasattr(model.config, x))
     plan = case.plan(experts, FAMILIES[case.family].expected_moe_layers(2))
-    backend = _Backend(plan)
+    backend = _Backend(plan, case.vram)
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     ids = torch.randint(0, 100, (BATCH, PROMPT), generator=torch.Generator().manual_seed(0))
     past = StaticCache(config=model.config, max_cache_len=CACHE)

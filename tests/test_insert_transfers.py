@@ -37,11 +37,10 @@ def assert_sides_are_kept_apart(graph: Graph) -> None:
             assert device_of(source) == device_of(node), (source, node)
 
 
-@pytest.mark.parametrize("call_", ["prefill", "decode"])
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_each_value_moves_once_to_a_side(plan: dict[str, object], call_: str) -> None:
-    before = planned("fetch_weights", call=call_, **plan)  # type: ignore[arg-type]
-    after = planned("insert_transfers", call=call_, **plan)  # type: ignore[arg-type]
+def test_each_value_moves_once_to_a_side(plan: dict[str, object]) -> None:
+    before = planned("fetch_weights", **plan)  # type: ignore[arg-type]
+    after = planned("insert_transfers", **plan)  # type: ignore[arg-type]
     starts = [node for target in STARTS for node in calls(after, target)]
     moved = Counter((start.args[0], start.args[1]) for start in starts)
     assert set(moved.values()) == {1}
@@ -57,8 +56,7 @@ def test_each_value_moves_once_to_a_side(plan: dict[str, object], call_: str) ->
     assert_sides_are_kept_apart(after)
     inserted = (*STARTS, instructions.transfer_wait, instructions.device_weight)
     assert set(added(before, after)) <= set(inserted)
-    if call_ == "decode":
-        assert_same_results(after, before)
+    assert_same_results(after, before)
 
 
 def test_weights_of_the_accelerator_are_copied_once_and_others_not_at_all() -> None:

@@ -11,7 +11,7 @@ from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule
 
 from coxcompile.passes import lower_coexecution
-from coxcompile.passes.devices import is_host_view
+from coxcompile.passes.devices import is_view
 from coxcompile.passes.partition import partition
 from coxcompile.runtime.accelerator import CudaAccelerator
 from coxcompile.runtime.buffers import bytes_of
@@ -43,13 +43,13 @@ def assert_partitioned(before: Graph, after: Graph) -> None:
         assert len({n.meta.get("block") for n in operators}) == 1
         assert not any(n.target in INSTRUCTIONS for n in operators)
     outside = [node for node in after.nodes if node.target is not operator.getitem]
-    assert all(node.target in INSTRUCTIONS or is_host_view(node) for node in outside)
+    assert all(node.target in INSTRUCTIONS or is_view(node) for node in outside)
     operators_before = [
         node.target
         for node in before.nodes
         if node.target not in INSTRUCTIONS
         and node.target is not operator.getitem
-        and not is_host_view(node)
+        and not is_view(node)
     ]
     assert fused == Counter(operators_before)
 
@@ -170,10 +170,10 @@ def test_equal_partitions_are_compiled_once(compiled: list[GraphModule]) -> None
             (modules[inner].meta.get("operation"), "micro_batch" in modules[inner].meta)
             for inner in compiled
         )
-        # Of both layers and all micro-batches; attention differs in the casts that it begins with.
+        # Of both layers and all micro-batches; attention differs in what it slices and casts.
         assert kernels["output", True] == kernels["output", False] == 1
         assert kernels["experts", False] == 1
-        assert kernels["attention", True] <= 3
+        assert kernels["attention", True] < 2 * (4 // micro_batch)
         assert len(compiled) < len(modules)
 
 

@@ -44,7 +44,7 @@ def test_the_schedule_itself_passes(name: str) -> None:
     assert verify(case.graph_module, case.context) is case.graph_module
 
 
-@pytest.mark.parametrize("share", [6, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [10, pytest.param(1, marks=pytest.mark.slow)])
 def test_verify_catches_every_mutant(share: int) -> None:
     caught: Counter[str] = Counter()
     survivors = []
@@ -155,6 +155,6 @@ def test_an_input_must_not_be_read_after_it_was_changed() -> None:
         if is_right:
             verify(graph_module, context)
         else:
-            with pytest.raises(ScheduleError, match="has changed by then"):
+            with pytest.raises(ScheduleError, match="has changed"):
                 verify(graph_module, context)
         graph.erase_node(read)

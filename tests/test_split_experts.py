@@ -1,12 +1,18 @@
 """The experts of a layer divided: tables, slots, order, and the sum of the shares."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from torch.fx import Node
 
+from coxcompile.options import Options
+from coxcompile.passes.plan import PlanError, plan
+from coxcompile.planner.plan import ExpertSplit, Plan
 from coxcompile.runtime import instructions
 from coxcompile.runtime.expert_layer import ExpertLayer
-from tests.graph_cases import Graph
-from tests.pass_cases import EXPERTS, added, calls, planned, position
+from tests.graph_cases import Graph, family_graph
+from tests.pass_cases import EXPERTS, added, calls, plan_of, planned, position
 from tests.reference_run import assert_same_results
 
 SPLITS = [(2, 2, 2), (0, 4, 2), (6, 5, 2), (3, 8, 1), (4, 0, 0), (1, 15, 3), (16, 0, 0)]
@@ -112,16 +118,16 @@ PLANS = [
 ]
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_the_shares_add_up_to_the_whole(plan: dict[str, object]) -> None:
-    shape = {key: plan[key] for key in ("micro_batch", "block", "coalesced") if key in plan}
+@pytest.mark.parametrize("fields", PLANS, ids=str)
+def test_the_shares_add_up_to_the_whole(fields: dict[str, object]) -> None:
+    shape = {key: fields[key] for key in ("micro_batch", "block", "coalesced") if key in fields}
     before = planned("micro_batch", **shape)  # type: ignore[arg-type]
-    assert_same_results(planned("split_experts", **plan), before)  # type: ignore[arg-type]
+    assert_same_results(planned("split_experts", **fields), before)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("family", ["gpt_oss", "deepseek_v2", "glm4_moe"])
+@pytest.mark.parametrize("family", ["gpt_oss", "glm4_moe"])
 def test_experts_of_other_forms(family: str) -> None:
-    """With biases and a clamped activation; with shared experts; after a dense layer."""
+    """With biases and a clamped activation; with shared experts, after a dense layer."""
     after = planned("split_experts", family, "prefill", experts=(3, 2))
     assert_same_results(after, planned("micro_batch", family, "prefill"))
     for layer in after.context.expert_layers:
@@ -172,3 +178,14 @@ def test_a_layer_that_is_all_the_cpus_is_left_alone(coalesced: bool) -> None:
     mixed = planned("split_experts", cpu_layers=(0,), coalesced=coalesced)
     assert {node.meta["layer"] for node in calls(mixed, EXPERTS)} == {0}
     assert [layer.number for layer in mixed.context.expert_layers] == [1]
+
+
+@pytest.mark.parametrize(("coalesced", "slots"), [(True, 0), (False, 3)])
+def test_too_few_slots_are_refused(coalesced: bool, slots: int) -> None:
+    graph = family_graph("qwen3_moe", "decode", torch.float32)
+    splits = [ExpertSplit(resident=2, migrating=4, cpu=10)] * 2
+    stage = plan_of("gpu/cpu/gpu", splits, coalesced=coalesced, staging_experts=slots)
+    made = Plan(policy="mine", model="m", hardware="h", prefill=stage, decode=stage)
+    context = replace(graph.context, options=Options(plan=made))
+    with pytest.raises(PlanError, match=f"staging_experts in decode is {slots}, .* or more"):
+        plan(graph.graph_module, context)

@@ -46,7 +46,9 @@ def trace_events(
     Args:
         vram: (seconds, bytes), shown as a counter.
     """
-    used = [name for name in TIMELINE_RESOURCES if any(task.resource == name for task in tasks)]
+    resources = {task.resource for task in tasks}
+    used = [name for name in TIMELINE_RESOURCES if name in resources]
+    used += sorted(resources.difference(TIMELINE_RESOURCES))
     events: list[dict[str, Any]] = [
         {"ph": "M", "pid": number, "name": "process_name", "args": {"name": process}}
     ]
