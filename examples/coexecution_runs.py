@@ -25,6 +25,8 @@ PROTOTYPES = 6
 class Row:
     """What one policy gave. Times are the emulated machine's; bytes are of all calls together.
 
+    What is predicted is what the planner's simulator says, told how often each expert was chosen.
+
     Attributes:
         max_relative_error: of the logits, in any call, against the compiled model on the CPU alone.
         hit_ratio: share of expert choices in the decoding steps that found a resident expert.
@@ -95,7 +97,8 @@ class Comparison:
         session.release()
         self._save_timeline(subject, plan, prefill, steps, directory)
         simulation = simulate(
-            plan, self.spec, self.hardware, self.workload, self._expected(subject)
+            *(plan, self.spec, self.hardware, self.workload, self.choices.probabilities()),
+            hottest_first=subject.stratified,
         )
         seconds = prefill.seconds + sum(step.seconds for step in steps)
         calls = [prefill, *steps]
@@ -149,10 +152,6 @@ class Comparison:
             tokens=tokens,
             strategy="full pass",
         )
-
-    def _expected(self, subject: Subject) -> Any:
-        """What the simulator is told of the routing: what the plan was made with."""
-        return self.prototypes.probabilities() if subject.stratified else None
 
     def _hit_ratio(self, plan: Plan, known: ActivationMap | None) -> float:
         resident = [split.resident for split in plan.decode.experts]

@@ -3,10 +3,10 @@
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-LAYERS, EXPERTS, TOP_K, HIDDEN, EXPERT_DIM, HEAD_DIM, KV_HEADS = 16, 16, 4, 64, 768, 32, 1
+LAYERS, EXPERTS, TOP_K, HIDDEN, EXPERT_DIM, HEAD_DIM, KV_HEADS = 16, 16, 4, 64, 768, 32, 4
 VOCABULARY = 256
 
-POPULARITY = 1.0
+POPULARITY = 0.12
 """How far the logit of the most popular expert is above the mean one, in standard deviations of
 what a token adds. The hottest quarter of the experts then gets about half of the choices."""
 

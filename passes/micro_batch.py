@@ -28,8 +28,8 @@ def micro_batch(graph_module: GraphModule, context: PassContext) -> GraphModule:
 
     Writes: ``meta["micro_batch"]``, the number among the micro-batches of all blocks, and
     ``meta["block"]``; coalesced experts and the ``cat`` before them have the latter alone. Copies
-    keep their node's other ``meta``; a ``cat`` has the operation, layer and device of what it
-    joins, a ``slice`` those of its first consumer.
+    keep their node's other ``meta``; a ``cat`` has the operation and layer of what it joins
+    and the device of what reads it, a ``slice`` all of its first consumer's.
 
     Must not fire without a placement. A graph stays one micro-batch, number 0, if the plan says so,
     and, with a sentence in ``context.notes``, if its shapes are symbolic, if no batch is found, or

@@ -26,8 +26,8 @@ def partition(graph_module: GraphModule, context: PassContext) -> GraphModule:
     set and comes back, so the partitions are convex and the graph of them has no cycle. A node that
     only later ones of its own kind read joins them, so that no partition is made for it alone.
 
-    Must not fuse instructions, nor slices of inputs: the executor makes these as views, so that a
-    partition can write to the input they are of. Where layers wait for their weights, no partition
+    Must not fuse instructions, nor slices of inputs, nor micro-batches' slices: the executor makes
+    these as views, so that a partition can write to the input and is like others. Where layers wait for their weights, no partition
     spans two layers: it would need the weights of both at once.
     """
     assert context.placement is not None
@@ -76,7 +76,7 @@ def _kinds(graph_module: GraphModule, *, by_layer: bool) -> dict[Node, Kind]:
 def _levels(graph_module: GraphModule, kinds: dict[Node, Kind]) -> dict[Node, int]:
     def steps(source: Node, reader: Node) -> int:
         """Whether the way from one node to the next leaves a partition."""
-        if source.op in ("placeholder", "get_attr"):
+        if source.op in ("placeholder", "get_attr") or is_view(source):
             return 0
         fused = _is_fusable(source) and _is_fusable(reader)
         return 0 if fused and kinds[source] == kinds[reader] else 1

@@ -25,17 +25,18 @@ def waves(
         tasks: nodes that run on streams, in topological order.
         before: for each task the tasks whose results it reads.
     """
-    layers = max((task.meta.get("layer", 0) for task in tasks), default=0) + 1
+    numbers = _numbered_layers(tasks, before)
+    layers = max(numbers.values(), default=0) + 1
     visits: dict[Node, int] = {}
     stops: dict[int, int] = defaultdict(int)
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     barriers = set()
     for task in tasks:
-        layer = _layer(task, layers)
+        layer = numbers[task]
         micro_batch = task.meta.get("micro_batch")
         if micro_batch is None:
-            if task.meta.get("operation") == "experts":
+            if _is_coalesced(task):
                 barriers.add(layer)
             continue
         block = task.meta.get("block", 0)
@@ -47,20 +48,20 @@ def waves(
                 for earlier in before[task]
                 if earlier in visits
                 and earlier.meta["micro_batch"] == micro_batch
-                and _layer(earlier, layers) == layer
+                and numbers[earlier] == layer
             ),
             default=0,
         )
         stops[layer] = max(stops[layer], visits[task] + 1)
     count = max((last[block] - first[block] + 1 for block in first), default=1)
     starts = [0]
-    for layer in range(layers + 1):
+    for layer in range(layers):
         alone = count + stops[layer] + 1
         flowing = max(count, stops[layer] + EXPERT_WAVES)
         starts.append(starts[-1] + (alone if coalesced and layer in barriers else flowing))
     keys: dict[Node, Key] = {}
     for place, task in enumerate(tasks):
-        layer, block = _layer(task, layers), task.meta.get("block", 0)
+        layer, block = numbers[task], task.meta.get("block", 0)
         if task in visits:
             micro_batch = task.meta["micro_batch"]
             wave = starts[layer] + micro_batch - first[block] + visits[task]
@@ -84,7 +85,19 @@ def _place_shared(
             needed[earlier] = min(needed.get(earlier, keys[task][0]), keys[task][0])
 
 
-def _layer(task: Node, layers: int) -> int:
-    if task.meta.get("operation") == "head":
-        return layers
-    return int(task.meta.get("layer", 0))
+def _numbered_layers(
+    tasks: Sequence[Node], before: Mapping[Node, Sequence[Node]]
+) -> dict[Node, int]:
+    """Each task's layer; what follows a layer's coalesced experts belongs to the next one."""
+    head = max((task.meta.get("layer", 0) for task in tasks), default=0) + 1
+    numbers: dict[Node, int] = {}
+    for task in tasks:
+        own = head if task.meta.get("operation") == "head" else task.meta.get("layer", 0)
+        inside = _is_coalesced(task)
+        reached = [numbers[e] + (_is_coalesced(e) and not inside) for e in before[task]]
+        numbers[task] = max([own, *reached])
+    return numbers
+
+
+def _is_coalesced(task: Node) -> bool:
+    return task.meta.get("operation") == "experts" and "micro_batch" not in task.meta

@@ -20,8 +20,14 @@ _MATMULS = (aten.matmul.default, aten.bmm.default, aten.mm.default)
 
 
 def partition_seconds(graph: Graph, unit: Processor) -> float:
-    """Of all products in a partition, each a roofline and a launch."""
-    return sum(_operator_seconds(node, unit) for node in graph.nodes)
+    """A roofline for each product in a partition, and a launch for each of OP0-OP2 (and the head)."""
+    seconds = {node: _operator_seconds(node, unit) for node in graph.nodes}
+    started = {
+        (node.meta.get("layer"), node.meta.get("operation"))
+        for node, taken in seconds.items()
+        if taken and node.target is not torch.ops.coxmoe.coalesced_experts.default
+    }
+    return sum(seconds.values()) + len(started) * unit.launch_seconds
 
 
 def _operator_seconds(node: Node, unit: Processor) -> float:
@@ -30,7 +36,7 @@ def _operator_seconds(node: Node, unit: Processor) -> float:
         rows = source.numel() // source.shape[-1]
         read = bytes_of(weight) + bytes_of(source)
         seconds = unit.gemm_seconds(2.0 * rows * weight.numel(), read, max(rows, 1))
-        return float(seconds) + _launch(unit)
+        return float(seconds)
     if node.target is aten.scaled_dot_product_attention.default:
         query, key, value = (argument.meta["val"] for argument in _nodes(node)[:3])
         causal = 2 if len(node.args) > 5 and node.args[5] else 1
@@ -38,12 +44,12 @@ def _operator_seconds(node: Node, unit: Processor) -> float:
         flops = 2.0 * pairs * (query.shape[-1] + value.shape[-1])
         read = sum(map(_distinct_bytes, _nodes(node)[:3]))
         heads = math.prod(key.shape[:-2]) if query.shape[-2] < key.shape[-2] else 0
-        return _attention(flops, read, unit) + heads * unit.attention_head_seconds + _launch(unit)
+        return _attention(flops, read, unit) + heads * unit.attention_head_seconds
     if node.target in _MATMULS:
         first, second = (argument.meta["val"] for argument in _nodes(node)[:2])
         flops = 2.0 * first.numel() * second.shape[-1]
         read = sum(map(_distinct_bytes, _nodes(node)[:2]))
-        return _attention(flops, read, unit) + _launch(unit)
+        return _attention(flops, read, unit)
     if node.target is torch.ops.coxmoe.coalesced_experts.default:
         return _uniform_experts_seconds(node, unit)
     return 0.0
@@ -57,10 +63,6 @@ def _nodes(node: Node) -> list[Node]:
 def _attention(flops: float, bytes_read: float, unit: Processor) -> float:
     compute = flops / (unit.flops_per_second * unit.attention_efficiency)
     return max(compute, unit.read_seconds(bytes_read))
-
-
-def _launch(unit: Processor) -> float:
-    return unit.launch_seconds
 
 
 def _distinct_bytes(node: Node) -> int:
@@ -99,7 +101,7 @@ def experts_seconds(
     elements = expert_bytes / hidden_states.element_size()
     width = hidden_states.shape[-1] * hidden_states.element_size()
     seconds = unit.gemm_seconds(2 * rows * elements, expert_bytes + 2 * rows * width, rows)
-    return float(seconds.sum()) + 2 * _launch(unit)
+    return float(seconds.sum()) + 2 * unit.launch_seconds
 
 
 def chosen_experts_seconds(

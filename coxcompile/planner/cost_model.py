@@ -146,6 +146,8 @@ def costs_of(
     hardware: HardwareSpec,
     load: StageLoad,
     probabilities: Floats | None,
+    *,
+    hottest_first: bool = True,
 ) -> ExpertCosts:
     """The experts' costs for the tokens that run through them together under ``plan``."""
     tokens = load.tokens if plan.coalesced else load.tokens / load.micro_batches
@@ -156,4 +158,4 @@ def costs_of(
             f"probabilities has shape {probabilities.shape}, but {model.name} needs "
             f"({model.moe_layers}, {model.experts})"
         )
-    return expert_costs(model, hardware, tokens, probabilities)
+    return expert_costs(model, hardware, tokens, probabilities, hottest_first=hottest_first)

@@ -43,15 +43,24 @@ class ExpertCosts:
 
 
 def expert_costs(
-    model: ModelSpec, hardware: HardwareSpec, tokens: float, probabilities: Floats
+    model: ModelSpec,
+    hardware: HardwareSpec,
+    tokens: float,
+    probabilities: Floats,
+    *,
+    hottest_first: bool = True,
 ) -> ExpertCosts:
     """The costs for ``tokens`` tokens routed with ``probabilities`` [layers, experts].
+
+    With ``hottest_first`` False the experts keep their order, whatever their probabilities, and
+    stand for the hottest in it: what a placement costs that does not know the routing.
 
     An expert e is expected to get t_e = tokens · p_e tokens and to be needed with probability
     a_e = 1 - (1 - p_e)^tokens, so needed it gets t_e / a_e. Computing it then takes (paper §4.1,
     OP3) max(6·t·h·h_e / P, (3·h·h_e·b + 2·t·h·b) / BW_mem), with P at the efficiency of t rows.
     """
-    distinct, row = np.unique(np.sort(probabilities, axis=1)[:, ::-1], axis=0, return_inverse=True)
+    ranked = np.sort(probabilities, axis=1)[:, ::-1] if hottest_first else probabilities
+    distinct, row = np.unique(ranked, axis=0, return_inverse=True)
     needed = 1 - np.power(1 - np.minimum(distinct, 1.0), tokens)
     with np.errstate(divide="ignore", invalid="ignore"):
         rows = np.where(needed > 0, tokens * distinct / needed, 1.0)
@@ -66,7 +75,7 @@ def expert_costs(
         fetched_experts=_running_sum(needed),
         token_misses=token_misses,
         choices=_running_sum(distinct) / distinct.sum(axis=1, keepdims=True),
-        most_tokens=tokens * distinct[:, 0],
+        most_tokens=tokens * distinct.max(axis=1),
         row=row.reshape(-1),
     )
 

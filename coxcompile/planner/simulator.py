@@ -28,11 +28,14 @@ def simulate(
     probabilities: Floats | None = None,
     *,
     layers: int | None = None,
+    hottest_first: bool = True,
 ) -> PlanSimulation:
     """Carry out both stages of ``plan``; see :func:`simulate_stage`."""
     prefill, decode = (
         simulate_stage(
-            plan.stage(stage), stage, model, hardware, workload, probabilities, layers=layers
+            *(plan.stage(stage), stage, model, hardware, workload, probabilities),
+            layers=layers,
+            hottest_first=hottest_first,
         )
         for stage in ("prefill", "decode")
     )
@@ -49,6 +52,7 @@ def simulate_stage(
     probabilities: Floats | None = None,
     *,
     layers: int | None = None,
+    hottest_first: bool = True,
 ) -> Simulation:
     """Carry out one stage of a plan (paper §4.2; docs/simulator.md has the rules).
 
@@ -57,13 +61,16 @@ def simulate_stage(
         layers: how many layers to simulate, spread evenly over the model; None: all, if a step has
             at most ``TASKS_AT_ONCE`` tasks, else as many as do. Each layer left out is taken to
             last as long as the simulated ones after the first do on average.
+        hottest_first: the hottest experts of ``probabilities`` are resident; else the first ones.
 
     Raises:
         ValueError: the plan cannot be carried out; the message names the field and the remedy.
     """
     load = stage_load(workload, stage, plan)
     _check(plan, model, hardware, layers)
-    costs = costs_of(plan, model, hardware, load, probabilities)
+    costs = costs_of(
+        plan, model, hardware, load, probabilities, hottest_first=hottest_first
+    )
     use = memory_use(plan, model, hardware, workload, load, costs)
     sizes = buffer_sizes(plan, model, hardware, load, use)
     stage_tasks = StageTasks(plan, model, hardware, load, costs, sizes)

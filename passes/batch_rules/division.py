@@ -131,16 +131,21 @@ class Division:
             held = [part for part in self._micro_batches if span.holds(part)]
             copies = [self._copies[value, part] for part in held if (value, part) in self._copies]
             if len(copies) > 1:
-                self._parts[key] = self._cat(copies, cut.batch.dim, span, value)
+                self._parts[key] = self._cat(copies, cut.batch.dim, span, value, consumer)
             else:
                 self._parts[key] = (
                     copies[0] if copies else self._slice(value, cut.batch, span, consumer)
                 )
         return self._parts[key]
 
-    def _cat(self, copies: list[Node], dim: int, span: Span, producer: Node) -> Node:
+    def _cat(
+        self, copies: list[Node], dim: int, span: Span, producer: Node, consumer: Node
+    ) -> Node:
         joined = call(self._graph, aten.cat.default, (copies, dim), {}, f"{producer.name}_joined")
         joined.meta.update(_placed(producer) | span.meta())
+        # Joined where it is read, so that each part crosses the link as soon as it is there.
+        if "device" in consumer.meta:
+            joined.meta["device"] = consumer.meta["device"]
         return joined
 
     def _slice(self, value: Node, batch: Batch, span: Span, consumer: Node, first: int = 0) -> Node:
