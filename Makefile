@@ -24,7 +24,7 @@ INSTALLED := .venv/.installed$(if $(COMPILER),,-without-compiler)
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
 demo: $(INSTALLED) ## compare eager, Inductor and coxmoe on a model (ARGS="--layers 2")
@@ -37,6 +37,10 @@ test: $(INSTALLED) ## run the tests, without the slow ones (ARGS="-k options")
 .PHONY: test-all
 test-all: $(INSTALLED) ## run all tests
 	$(VENV)/python -m pytest -m "" $(ARGS)
+
+.PHONY: coexecution
+coexecution: $(INSTALLED) ## policies side by side on the emulated accelerator (ARGS="--policies coxmoe")
+	$(VENV)/python examples/coexecution.py $(ARGS)
 
 .PHONY: bench
 bench: $(INSTALLED) ## time the experts alone against others and the roofline (ARGS="--tokens 1,8")

@@ -17,6 +17,7 @@ from coexecution_runs import Comparison, Row
 
 BATCH, INPUT_TOKENS, OUTPUT_TOKENS = 48, 48, 5
 SLOWDOWN = 1000.0
+DEFAULT = ("flexgen", "moe-lightning", "coalescing", "offloading", "coxmoe", "cpu-only")
 WEIGHTS_OVER_VRAM = 4
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     comparison = Comparison(
         BATCH, INPUT_TOKENS, OUTPUT_TOKENS, SLOWDOWN * arguments.slowdown, WEIGHTS_OVER_VRAM
     )
-    chosen = [s for s in subjects() if not arguments.policies or s.name in arguments.policies]
+    chosen = [subject for subject in subjects() if subject.name in arguments.policies]
     rows: list[tuple[Subject, Row]] = []
     for subject in chosen:
         row = comparison.run(subject, arguments.json.parent)
@@ -45,8 +46,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--policies",
         type=lambda text: text.split(","),
-        default=[],
-        help=f"some of {', '.join(names)}; default: all",
+        default=list(DEFAULT),
+        help=f"some of {', '.join(names)}; default: {','.join(DEFAULT)}",
     )
     parser.add_argument(
         "--slowdown",

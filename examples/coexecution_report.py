@@ -28,13 +28,20 @@ def print_table(rows: Sequence[Row], comparison: Comparison) -> None:
     for heading in ("MB to", "MB from", "peak MB", "hits", "error"):
         table.add_column(heading, justify="right")
     for row in rows:
-        off = row.tokens_per_second / row.predicted_tokens_per_second - 1
+        tokens, prefill, step = (
+            f"({measured / predicted - 1:+.0%})"
+            for measured, predicted in (
+                (row.tokens_per_second, row.predicted_tokens_per_second),
+                (row.prefill_seconds, row.predicted_prefill_seconds),
+                (row.step_seconds, row.predicted_step_seconds),
+            )
+        )
         table.add_row(
             row.policy,
             f"{row.tokens_per_second:.1f}",
-            f"{row.predicted_tokens_per_second:.1f} ({off:+.0%})",
-            f"{row.prefill_seconds:.2f} ({row.prefill_seconds / row.predicted_prefill_seconds - 1:+.0%})",
-            f"{row.step_seconds:.3f} ({row.step_seconds / row.predicted_step_seconds - 1:+.0%})",
+            f"{row.predicted_tokens_per_second:.1f} {tokens}",
+            f"{row.prefill_seconds:.2f} {prefill}",
+            f"{row.step_seconds:.3f} {step}",
             f"{row.serialised_seconds / row.step_seconds:.2f}x",
             f"{row.bytes_h2d / 1e6:.0f}",
             f"{row.bytes_d2h / 1e6:.1f}",

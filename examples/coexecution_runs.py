@@ -74,7 +74,7 @@ class Comparison:
         self.choices = self._map(counts, self.workload.output_tokens + batch * (input_tokens - 1))
 
     def run(self, subject: Subject, directory: Path) -> Row:
-        """Compile for the subject's plan, generate as the reference did, and once more serialised."""
+        """Compile for the subject's plan, generate as the reference did, then a step serialised."""
         known = self.prototypes if subject.stratified else None
         probabilities = known.probabilities() if known else None
         plan = subject.plan(self.spec, self.hardware, self.workload, probabilities)
@@ -157,7 +157,9 @@ class Comparison:
         resident = [split.resident for split in plan.decode.experts]
         if known is not None:
             return self.choices.hit_ratio_of(known, resident)
-        hits = sum(int(row[:count].sum()) for row, count in zip(self.choices.counts, resident, strict=True))
+        hits = sum(
+            int(row[:count].sum()) for row, count in zip(self.choices.counts, resident, strict=True)
+        )
         return hits / int(self.choices.counts.sum())
 
     def _save_timeline(

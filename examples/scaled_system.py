@@ -11,7 +11,7 @@ from dataclasses import replace
 from coxcompile.hardware import HardwareSpec, Link, Processor
 from coxcompile.systems import system_named
 
-LAUNCH_SECONDS = 3e-4
+LAUNCH_SECONDS = 1e-3
 
 
 def scaled_system(slowdown: float, vram: int) -> HardwareSpec:
@@ -43,6 +43,4 @@ def _slower(unit: Processor, slowdown: float, memory_bytes: int) -> Processor:
 
 
 def _narrower(link: Link, slowdown: float) -> Link:
-    return replace(
-        link, bytes_per_second=link.bytes_per_second / slowdown, latency_seconds=0.0
-    )
+    return replace(link, bytes_per_second=link.bytes_per_second / slowdown, latency_seconds=0.0)

@@ -68,4 +68,6 @@ def _move(graph: Graph, source: Node, reader: Node, side: str, constant: bool) -
 
 def _is_cache(source: Node) -> bool:
     """Whether the graph writes to it: before prefill it is often empty, and need not be copied."""
-    return any(user.target is aten.copy_.default and user.args[0] is source for user in source.users)
+    return any(
+        user.target is aten.copy_.default and user.args[0] is source for user in source.users
+    )

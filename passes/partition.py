@@ -27,8 +27,8 @@ def partition(graph_module: GraphModule, context: PassContext) -> GraphModule:
     only later ones of its own kind read joins them, so that no partition is made for it alone.
 
     Must not fuse instructions, nor slices of inputs, nor micro-batches' slices: the executor makes
-    these as views, so that a partition can write to the input and is like others. Where layers wait for their weights, no partition
-    spans two layers: it would need the weights of both at once.
+    these as views, so that a partition can write to the input and is like others. Where layers wait
+    for their weights, no partition spans two layers: it would need the weights of both at once.
     """
     assert context.placement is not None
     kinds = _kinds(graph_module, by_layer=not context.placement.plan.fetches_overlap)

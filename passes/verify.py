@@ -6,7 +6,7 @@ from torch.fx import GraphModule, Node
 
 from coxcompile.passes.context import PassContext
 from coxcompile.passes.device_memory import allocates, held_throughout, workspace
-from coxcompile.passes.devices import overlap
+from coxcompile.passes.devices import cache_of, overlap
 from coxcompile.passes.happens_before import HappensBefore, ScheduleError
 from coxcompile.runtime import instructions
 from coxcompile.runtime.buffers import (
@@ -113,18 +113,19 @@ def _check_contents(node: Node, filled: dict[Buffer, Node]) -> None:
 
 def _check_mutations(graph_module: GraphModule) -> None:
     """An input that the graph writes to is read before only: it is written at the graph's end."""
-    changed: dict[Node, Node] = {}
+    changed: dict[Node, list[tuple[Node, Node]]] = defaultdict(list)
     for node in graph_module.graph.nodes:
         if stream_of(node) is None:
             continue
         for source in node.all_input_nodes:
-            for written, writer in changed.items():
+            for written, writer in changed.get(cache_of(source), ()):
                 if overlap(source, written):
                     raise ScheduleError(
                         f"{node} reads {source}, which {writer} has changed by then"
                     )
         if node.op == "call_module":
-            changed |= dict.fromkeys(mutated_inputs(graph_module, node), node)
+            for written in mutated_inputs(graph_module, node):
+                changed[cache_of(written)].append((written, node))
 
 
 def _check_experts(node: Node, context: PassContext) -> None:

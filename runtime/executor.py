@@ -2,32 +2,34 @@
 
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-import coxcompile.ops  # noqa: F401  (defines the operators)
 from coxcompile.hardware import HardwareSpec
 from coxcompile.runtime import instructions
 from coxcompile.runtime.accelerator import Accelerator, Kernel
 from coxcompile.runtime.buffers import mutated_inputs, stream_of
 from coxcompile.runtime.device_copies import DeviceCopies
 from coxcompile.runtime.execution import Execution
+from coxcompile.runtime.expert_steps import ExpertSteps
 from coxcompile.runtime.expert_store import ExpertStore
 from coxcompile.runtime.fetched_weights import FetchedWeights
-from coxcompile.runtime.kernels.rows import add_rows_, pack_rows
-from coxcompile.runtime.node_seconds import chosen_experts_seconds, partition_seconds
-
-Values = dict[Node, Any]
+from coxcompile.runtime.node_seconds import partition_seconds
+from coxcompile.runtime.transfers import Transfers
+from coxcompile.runtime.values import Step, Values
 
 _OF_EXPERTS = (
     *(instructions.stage_expert, instructions.run_experts),
     *(instructions.pack_rows, instructions.run_cpu_experts),
 )
 
+
+# Events say themselves which stream they are of, and memory which it was allocated on.
+_NOT_ON_A_STREAM = (*(instructions.record_event, instructions.wait_event, instructions.free),)
 
 # Results in place, and views.
 _STAND_FOR_OTHERS = (
@@ -68,8 +70,16 @@ class Executor:
         self._hardware = hardware
         self._copies = DeviceCopies(accelerator)
         self._fetched = FetchedWeights(accelerator, graph_module, store)
-        self._pinned: dict[Node, Any] = {}
-        self._returned = self._find_returned()
+        self._events: dict[int, torch.Event] = {}
+        self._by_instruction: dict[Any, Step] = {
+            **Transfers(accelerator, graph_module.graph).steps,
+            **ExpertSteps(accelerator, store, self._fetched, hardware).steps,
+            instructions.record_event: self._record,
+            instructions.wait_event: self._wait,
+            instructions.free: self._free,
+            instructions.device_weight: _nothing,
+            instructions.device_cache: _nothing,
+        }
         self._inputs = graph_module.graph.find_nodes(op="placeholder")
         self._steps = [(node, self._step_of(node)) for node in graph_module.graph.nodes]
         self._preparations = self._find_preparations()
@@ -94,7 +104,7 @@ class Executor:
     ) -> tuple[Any, Execution | None]:
         """As a call; on request with what every node took, or one node after the other."""
         values: Values = dict(zip(self._inputs, inputs, strict=True))
-        events: dict[int, torch.Event] = {}
+        self._events.clear()
         node = self._inputs[0]
         try:
             # What outlives the call may be written to by calls outside of inference mode.
@@ -106,7 +116,7 @@ class Executor:
             begin = time.perf_counter()
             with torch.no_grad():
                 for node, step in self._steps:
-                    step(node, values, events)
+                    step(node, values)
                     if serialised:
                         self.accelerator.synchronize()
             end = time.perf_counter()
@@ -131,7 +141,7 @@ class Executor:
         self._copies.release()
         self._fetched.release()
 
-    def _find_preparations(self) -> list[tuple[Node, Callable[[Node, Values], None]]]:
+    def _find_preparations(self) -> list[tuple[Node, Step]]:
         """What copies before the call begins, each with the node that it is for."""
         nodes = list(self.graph_module.graph.nodes)
         copied = (instructions.device_weight, instructions.device_cache)
@@ -196,41 +206,23 @@ class Executor:
             for node in self.graph_module.graph.find_nodes(op="call_module")
         }
 
-    def _step_of(self, node: Node) -> Callable[[Node, Values, dict[int, torch.Event]], None]:
+    def _step_of(self, node: Node) -> Step:
         if node.op == "call_module":
-            asynchronous = node.meta["device"] == "gpu"
-            return self._on_stream(self._partition) if asynchronous else self._host_partition
-        steps: dict[Any, Callable[[Node, Values], None]] = {
-            instructions.transfer_start: self._transfer,
-            instructions.transfer_rows_start: self._transfer_rows,
-            instructions.stage_expert: self._stage_expert,
-            instructions.fetch_expert: self._fetch_expert,
-            instructions.stage_weights: self._stage_weights,
-            instructions.fetch_weights: self._fetch_weights,
-            instructions.new_expert_output: self._new_expert_output,
-            instructions.run_experts: self._run_experts,
-            instructions.pack_rows: self._pack_rows,
-            instructions.add_rows: self._add_rows,
-        }
-        if node.target in steps:
-            return self._on_stream(steps[node.target])
-        others: dict[Any, Callable[[Node, Values, dict[int, torch.Event]], None]] = {
-            instructions.record_event: self._record,
-            instructions.wait_event: self._wait,
-            instructions.free: self._free,
-            instructions.run_cpu_experts: self._run_cpu_experts,
-            instructions.device_weight: _nothing,
-            instructions.device_cache: _nothing,
-        }
-        if node.target in others:
-            return others[node.target]
-        return {"placeholder": _nothing, "output": self._output}.get(node.op, self._view)
+            step: Step = self._partition if node.meta["device"] == "gpu" else self._host_partition
+        elif node.target in self._by_instruction:
+            step = self._by_instruction[node.target]
+        else:
+            others: dict[str, Step] = {"placeholder": _nothing, "output": self._output}
+            step = others.get(node.op, self._view)
+        return step if node.target in _NOT_ON_A_STREAM else self._on_stream(node, step)
 
-    def _on_stream(
-        self, step: Callable[[Node, Values], None]
-    ) -> Callable[[Node, Values, dict[int, torch.Event]], None]:
-        def run(node: Node, values: Values, events: dict[int, torch.Event]) -> None:
-            with self.accelerator.streams[stream_of(node)]:  # type: ignore[index]
+    def _on_stream(self, node: Node, step: Step) -> Step:
+        stream = stream_of(node)
+        if stream in (None, "host"):
+            return step
+
+        def run(node: Node, values: Values) -> None:
+            with self.accelerator.streams[stream]:  # type: ignore[index]
                 step(node, values)
 
         return run
@@ -238,13 +230,13 @@ class Executor:
     def _arguments(self, node: Node, values: Values) -> tuple[Any, ...]:
         return torch.fx.node.map_arg(node.args, values.__getitem__)
 
-    def _view(self, node: Node, values: Values, events: dict[int, torch.Event]) -> None:
+    def _view(self, node: Node, values: Values) -> None:
         if node.op == "get_attr":
             values[node] = self._host_value(node, values)
         else:
             values[node] = node.target(*self._arguments(node, values))  # type: ignore[operator]
 
-    def _output(self, node: Node, values: Values, events: dict[int, torch.Event]) -> None:
+    def _output(self, node: Node, values: Values) -> None:
         values[node] = self._arguments(node, values)[0]
 
     def _partition(self, node: Node, values: Values) -> None:
@@ -261,7 +253,7 @@ class Executor:
         )
         del workspace
 
-    def _host_partition(self, node: Node, values: Values, events: dict[int, torch.Event]) -> None:
+    def _host_partition(self, node: Node, values: Values) -> None:
         arguments = self._arguments(node, values)
         values[node] = self.accelerator.host(
             lambda: self._kernels[str(node.target)](*arguments),
@@ -269,171 +261,20 @@ class Executor:
             self._seconds.get(node, 0.0),
         )
 
-    def _transfer(self, node: Node, values: Values) -> None:
-        source = values[node.args[0]]  # type: ignore[index]
-        value = node.meta["val"]
-        if node.args[1] == "cpu":
-            destination = self._pinned_for(node, value)
-        else:
-            destination = _empty(value, self.accelerator.device)
-            if node.meta["may_be_empty"] and _is_zero(source):
-                self.accelerator.launch(_zero, [destination], node.name)
-                values[node] = destination
-                return
-            pinned = self._pinned_for(node, value)
-            source = pinned.copy_(source)
-        self.accelerator.copy([(destination, source)], node.name)
-        values[node] = destination
-
-    def _transfer_rows(self, node: Node, values: Values) -> None:
-        rows = values[node.args[0]]  # type: ignore[index]
-        if node.args[1] == "cpu":
-            count, _, *packed = rows
-            pinned_count, _, *pinned = self._pinned_for(node, node.meta["val"])
-            pairs = list(zip(pinned, packed, strict=True))
-            self.accelerator.copy_rows(pairs, count, [(pinned_count, count)], node.name)
-            values[node] = (pinned_count, *pinned)
-            return
-        results, count = rows
-        pinned = self._pinned_for(node, node.meta["val"])
-        pinned[: len(results)] = results
-        destination = _empty(node.meta["val"], self.accelerator.device)
-        self.accelerator.copy_rows([(destination, pinned)], count, [], node.name)
-        values[node] = destination
-
-    def _pinned_for(self, node: Node, value: Any) -> Any:
-        """Pinned memory that a transfer uses in every call; new memory for what is returned."""
-        if node in self._pinned:
-            return self._pinned[node]
-        if isinstance(value, tuple):
-            pinned: Any = tuple(self.accelerator.pinned(part) for part in value)
-        else:
-            pinned = self.accelerator.pinned(value)
-        if node not in self._returned:
-            self._pinned[node] = pinned
-        return pinned
-
-    def _find_returned(self) -> set[Node]:
-        """The nodes whose memory a result of the call may be in."""
-        found: set[Node] = set()
-        ahead = [self.graph_module.graph.output_node()]
-        while ahead:
-            node = ahead.pop()
-            if node not in found and node.target is not instructions.transfer_start:
-                ahead += node.all_input_nodes
-            found.add(node)
-        return found
-
-    def _stage_expert(self, node: Node, values: Values) -> None:
-        place, layer, rank, *_ = node.args
-        host = [values[weight] for weight in node.args[3:]]  # type: ignore[index]
-        expert = self.store.expert(layer, rank)  # type: ignore[arg-type]
-        pinned = self._fetched.expert_place(place)  # type: ignore[arg-type]
-
-        @torch.inference_mode()
-        def stage() -> None:
-            for destination, weight in zip(pinned, host, strict=True):
-                destination.copy_(weight[expert])
-
-        self.accelerator.host_callback(stage, node.name)
-        values[node] = pinned
-
-    def _fetch_expert(self, node: Node, values: Values) -> None:
-        pinned, slot = values[node.args[0]], node.args[1]  # type: ignore[index]
-        pairs = list(zip(self.store.slot(slot), pinned, strict=True))  # type: ignore[arg-type]
-        self.accelerator.copy(pairs, node.name)
-        values[node] = None
-
-    def _stage_weights(self, node: Node, values: Values) -> None:
-        host = [values[parameter] for parameter in node.args[1:]]  # type: ignore[index]
-        pinned = self._fetched.place(node.args[0], host)  # type: ignore[arg-type]
-
-        @torch.inference_mode()
-        def stage() -> None:
-            for destination, parameter in zip(pinned, host, strict=True):
-                destination.copy_(parameter)
-
-        self.accelerator.host_callback(stage, node.name)
-        values[node] = pinned
-
-    def _fetch_weights(self, node: Node, values: Values) -> None:
-        pinned = values[node.args[0]]  # type: ignore[index]
-        places = self._fetched.weights_buffer(node.args[1], pinned)  # type: ignore[arg-type]
-        self.accelerator.copy(list(zip(places, pinned, strict=True)), node.name)
-        values[node] = places
-
-    def _new_expert_output(self, node: Node, values: Values) -> None:
-        values[node] = _empty(node.meta["val"], self.accelerator.device)
-        self.accelerator.launch(_zero, [values[node]], node.name)
-
-    def _run_experts(self, node: Node, values: Values) -> None:
-        output, hidden_states, expert_ids, routing_weights = (
-            values[argument]  # type: ignore[index]
-            for argument in node.args[:4]
-        )
-        number, table = node.args[4:6]
-        layer = self.store.layers[number]  # type: ignore[index]
-        unit = self._hardware.gpu if self._hardware else None
-
-        def run(*arguments: Any) -> float | None:
-            torch.ops.coxmoe.experts_subset_(*arguments, **layer.arguments)
-            if unit is None or not self.accelerator.throttled:
-                return None
-            _, hidden, ids, _, slots, *_ = arguments
-            return chosen_experts_seconds(ids, slots, hidden, layer, unit)
-
-        tensors = (output, hidden_states, expert_ids, routing_weights)
-        slots = self.store.table(number, table)  # type: ignore[arg-type]
-        self.accelerator.launch(run, [*tensors, slots, *self.store.arena], node.name)
-        values[node] = output
-
-    def _pack_rows(self, node: Node, values: Values) -> None:
-        tokens = [values[argument] for argument in node.args[:3]]  # type: ignore[index]
-        slots = self.store.cpu_table(node.args[3], on_host=False)  # type: ignore[arg-type]
-        values[node] = tuple(
-            self.accelerator.call(pack_rows, [*tokens, slots], node.meta["val"], node.name, 0.0)
-        )
-
-    def _run_cpu_experts(self, node: Node, values: Values, events: dict[int, torch.Event]) -> None:
-        rows, number, *weights = self._arguments(node, values)
-        layer = self.store.layers[number]
-        count = int(rows[0])
-        hidden_states, expert_ids, routing_weights = (part[:count] for part in rows[1:])
-        slots = self.store.cpu_table(number, on_host=True)
-        output = torch.zeros(hidden_states.shape, dtype=torch.float32)
-        seconds = 0.0
-        if self._hardware is not None and self.accelerator.throttled:
-            unit = self._hardware.cpu
-            seconds = chosen_experts_seconds(expert_ids, slots, hidden_states, layer, unit)
-
-        tensors = (output, hidden_states, expert_ids, routing_weights)
-
-        def run() -> Tensor:
-            torch.ops.coxmoe.experts_subset_(*tensors, slots, *weights, **layer.arguments)
-            return output.to(hidden_states.dtype)
-
-        results = self.accelerator.host(run, node.name, seconds)
-        values[node] = (results, torch.tensor([count]))
-
-    def _add_rows(self, node: Node, values: Values) -> None:
-        output, rows, results = (values[argument] for argument in node.args)  # type: ignore[index]
-        self.accelerator.launch(add_rows_, [output, results, rows[1], rows[0]], node.name)
-        values[node] = output
-
-    def _record(self, node: Node, values: Values, events: dict[int, torch.Event]) -> None:
+    def _record(self, node: Node, values: Values) -> None:
         event = torch.Event(self.accelerator.device)
         event.record(self.accelerator.streams[stream_of(node)])  # type: ignore[index]
-        events[node.args[0]] = event  # type: ignore[index]
+        self._events[node.args[0]] = event  # type: ignore[index]
 
-    def _wait(self, node: Node, values: Values, events: dict[int, torch.Event]) -> None:
-        event = events[node.args[0]]  # type: ignore[index]
+    def _wait(self, node: Node, values: Values) -> None:
+        event = self._events[node.args[0]]  # type: ignore[index]
         stream = stream_of(node)
         if stream == "host":
             event.synchronize()
         else:
             self.accelerator.streams[stream].wait_event(event)  # type: ignore[index]
 
-    def _free(self, node: Node, values: Values, events: dict[int, torch.Event]) -> None:
+    def _free(self, node: Node, values: Values) -> None:
         freed = node.args[0]
         self._forget(freed, values)  # type: ignore[arg-type]
 
@@ -450,18 +291,5 @@ class Executor:
                 results[node.args[1]] = None
 
 
-def _nothing(node: Node, values: Values, events: dict[int, torch.Event]) -> None:
+def _nothing(node: Node, values: Values) -> None:
     """Inputs and what was prepared before the call."""
-
-
-def _zero(output: Tensor) -> None:
-    output.zero_()
-
-
-def _is_zero(cache: Tensor) -> bool:
-    """Looks at the first position first, which every cache in use has filled."""
-    return cache.dim() > 2 and not (cache[..., :1, :].any() or cache.any())
-
-
-def _empty(like: Tensor, device: torch.device) -> Tensor:
-    return torch.empty_strided(like.size(), like.stride(), dtype=like.dtype, device=device)

@@ -20,7 +20,7 @@ _MATMULS = (aten.matmul.default, aten.bmm.default, aten.mm.default)
 
 
 def partition_seconds(graph: Graph, unit: Processor) -> float:
-    """A roofline for each product in a partition, and a launch for each of OP0-OP2 (and the head)."""
+    """A roofline for each product in a partition, a launch for each of OP0-OP2 and the head."""
     seconds = {node: _operator_seconds(node, unit) for node in graph.nodes}
     started = {
         (node.meta.get("layer"), node.meta.get("operation"))

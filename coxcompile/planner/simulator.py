@@ -68,9 +68,7 @@ def simulate_stage(
     """
     load = stage_load(workload, stage, plan)
     _check(plan, model, hardware, layers)
-    costs = costs_of(
-        plan, model, hardware, load, probabilities, hottest_first=hottest_first
-    )
+    costs = costs_of(plan, model, hardware, load, probabilities, hottest_first=hottest_first)
     use = memory_use(plan, model, hardware, workload, load, costs)
     sizes = buffer_sizes(plan, model, hardware, load, use)
     stage_tasks = StageTasks(plan, model, hardware, load, costs, sizes)
