@@ -10,11 +10,19 @@ from coxcompile.passes.context import PassContext
 
 
 def readable(graph_module: GraphModule) -> str:
-    """One line a node: ``name: dtype[shape] = operator(arguments)``; inputs with their path."""
+    """One line a node: ``name: dtype[shape] = operator(arguments)``.
+
+    Inputs have their path behind them, and nodes of a schedule their stream.
+    """
     return "\n".join(_line(node) for node in graph_module.graph.nodes) + "\n"
 
 
 def _line(node: Node) -> str:
+    stream = node.meta.get("stream")
+    return f"{_statement(node)}  # {stream}" if stream else _statement(node)
+
+
+def _statement(node: Node) -> str:
     if node.op == "output":
         return f"return {node.args[0]}"
     value = _describe(node.meta.get("val"))
