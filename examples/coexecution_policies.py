@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 
 from coxcompile.hardware import HardwareSpec
 from coxcompile.planner.model_spec import ModelSpec
-from coxcompile.planner.plan import Plan
+from coxcompile.planner.plan import Plan, StagePlan
 from coxcompile.planner.policies import make_plan
 from coxcompile.planner.policies.coxmoe import search, templates
 from coxcompile.planner.policies.search import Problem
+from coxcompile.planner.policies.setting import STAGES
 from coxcompile.planner.workload import Workload
 
 Probabilities = NDArray[np.float64] | None
@@ -60,8 +61,8 @@ def _coalescing(
     model: ModelSpec, hardware: HardwareSpec, workload: Workload, probabilities: Probabilities
 ) -> Plan:
     """CoX-MoE with all of OP0 to OP2 on the GPU: experts coalesced and divided, nothing else."""
-    stages = {}
-    for stage in ("prefill", "decode"):
+    stages: dict[str, StagePlan] = {}
+    for stage in STAGES:
         problem = Problem(stage, model, hardware, workload, probabilities)
         on_gpu = [
             template
@@ -70,4 +71,4 @@ def _coalescing(
         ]
         stages[stage] = search(problem, on_gpu)
     whole = make_plan("coxmoe", model, hardware, workload, probabilities)
-    return replace(whole, policy="coalescing", **stages)
+    return replace(whole, policy="coalescing", prefill=stages["prefill"], decode=stages["decode"])

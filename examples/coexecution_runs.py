@@ -133,7 +133,7 @@ class Comparison:
     def _step(self, compiled: Any, tokens: torch.Tensor, cache: StaticCache) -> torch.Tensor:
         with torch.no_grad():
             result = compiled(input_ids=tokens, past_key_values=cache, logits_to_keep=1)
-        return result.logits.float()  # type: ignore[no-any-return]
+        return result.logits.float()
 
     def _generate(self, compiled: Any, prompts: torch.Tensor, steps: int) -> list[torch.Tensor]:
         """Greedily; keeps the tokens, so that every policy gets the same inputs."""

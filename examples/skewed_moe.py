@@ -1,5 +1,7 @@
 """A small Qwen3-MoE with random weights whose routers prefer some experts, as trained ones do."""
 
+from typing import Any
+
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -11,12 +13,12 @@ POPULARITY = 0.12
 what a token adds. The hottest quarter of the experts then gets about half of the choices."""
 
 
-def skewed_moe(seed: int = 0) -> Qwen3MoeForCausalLM:
+def skewed_moe(seed: int = 0) -> Any:
     """The model, bfloat16. An expert is as large beside a token's hidden state as in Qwen3-30B-A3B.
 
     All embeddings share a direction, and each router adds what it prefers along that direction.
     """
-    config = Qwen3MoeConfig(
+    config: Any = Qwen3MoeConfig(  # type: ignore[call-arg]
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
         num_hidden_layers=LAYERS,
@@ -34,7 +36,8 @@ def skewed_moe(seed: int = 0) -> Qwen3MoeForCausalLM:
     )
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    model = Qwen3MoeForCausalLM(config).to(torch.bfloat16).eval()
+    model: Any = Qwen3MoeForCausalLM(config).eval()
+    model.to(torch.bfloat16)
     shared = torch.randn(HIDDEN, generator=generator)
     with torch.no_grad():
         embeddings = torch.randn(VOCABULARY, HIDDEN, generator=generator) + shared

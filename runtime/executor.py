@@ -222,7 +222,7 @@ class Executor:
             return step
 
         def run(node: Node, values: Values) -> None:
-            with self.accelerator.streams[stream]:  # type: ignore[index]
+            with self.accelerator.streams[stream]:
                 step(node, values)
 
         return run

@@ -123,7 +123,8 @@ class ExpertSteps:
         )
 
     def _run_cpu_experts(self, node: Node, values: Values) -> None:
-        rows, number, *weights = map_arg(node.args, values.__getitem__)
+        arguments: Any = map_arg(node.args, values.__getitem__)
+        rows, number, *weights = arguments
         layer = self._store.layers[number]
         count = int(rows[0])
         hidden_states, expert_ids, routing_weights = (part[:count] for part in rows[1:])
