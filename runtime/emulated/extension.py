@@ -143,6 +143,8 @@ def _device_module() -> ModuleType:
         "set_device": lambda device: None,
         # Random numbers come from the CPU's generator.
         "manual_seed_all": lambda seed: None,
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
         "_is_in_bad_fork": lambda: False,
         "_lazy_init": lambda: None,
     }
