@@ -36,7 +36,7 @@ def compile_coexecution(
     A plan is made for sizes, so a graph of symbolic sizes is compiled anew for each that it is
     called with. A graph without an MoE block runs on the CPU, and a line says so.
     """
-    if any(isinstance(value, torch.SymInt) or _is_symbolic(value) for value in example_inputs):
+    if _number_places(graph_module) or any(map(_is_symbolic, example_inputs)):
         return _ForEachSize(graph_module, names, options, accelerator)
     return _compile(graph_module, example_inputs, names, options, accelerator)
 
@@ -144,9 +144,9 @@ def _with_numbers(graph_module: GraphModule, numbers: Mapping[int, float]) -> Gr
 
 
 def _is_symbolic(value: object) -> bool:
-    if not isinstance(value, torch.Tensor):
-        return False
-    return any(isinstance(size, torch.SymInt) for size in value.shape)
+    if isinstance(value, torch.Tensor):
+        return any(isinstance(size, torch.SymInt) for size in value.shape)
+    return isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool)
 
 
 def refuse_contradictions(options: Options, accelerator: str) -> None:
