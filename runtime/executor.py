@@ -27,7 +27,6 @@ _OF_EXPERTS = (
     *(instructions.pack_rows, instructions.run_cpu_experts),
 )
 
-
 # Events say themselves which stream they are of, and memory which it was allocated on.
 _NOT_ON_A_STREAM = (*(instructions.record_event, instructions.wait_event, instructions.free),)
 
