@@ -5,6 +5,8 @@ import re
 from torch.fx import GraphModule, Node
 
 _KEYS = re.compile(r"\['([^']*)'\]|\.(\w+)")
+_FIRST_OF_ARGUMENTS = re.compile(r"^L\['\w+'\]\[0\]\.")
+"""The model where its forward is wrapped by a function of (*args, **kwargs), as decorators do."""
 _CONTAINERS = ("self", "_modules", "_parameters", "_buffers", "L", "G")
 
 
@@ -17,5 +19,6 @@ def _name(node: Node) -> str:
     source = getattr(node, "_dynamo_source", None)
     if source is None:
         return node.name
-    keys = [quoted or attribute for quoted, attribute in _KEYS.findall(source.name)]
+    name = _FIRST_OF_ARGUMENTS.sub(".", source.name)
+    keys = [quoted or attribute for quoted, attribute in _KEYS.findall(name)]
     return ".".join(key for key in keys if key not in _CONTAINERS)
