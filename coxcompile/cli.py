@@ -10,11 +10,12 @@ from coxcompile.commands.models import models
 from coxcompile.commands.plan import plan
 from coxcompile.commands.stratify import InputsError, stratify
 from coxcompile.commands.systems import systems
+from coxcompile.commands.tune import TuningError, tune
 from coxcompile.machine import DetectionError
 from coxcompile.naming import UnknownNameError
 from coxcompile.planner.records import RecordError
 
-REFUSALS = (DetectionError, InputsError, RecordError, UnknownNameError)
+REFUSALS = (DetectionError, InputsError, RecordError, TuningError, UnknownNameError)
 """Errors that are answers to what the user asked for: shown as a line, without a traceback."""
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (plan, models, systems, calibrate, stratify):
+for command in (plan, models, systems, calibrate, stratify, tune):
     app.command()(command)
 
 

@@ -3,7 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal
 
 import torch
 from torch.fx import GraphModule
@@ -81,6 +82,7 @@ def _compile_once(
     assert hardware.gpu is not None
     context.vram = options.vram or hardware.gpu.memory_bytes
     context.throttle = hardware if options.throttle else None
+    context.gpu_kernels = gpu_kernels_for(options, accelerator)
     scheduled = run_passes(found, context, COEXECUTION_PASSES[find_blocks:])
     session = options.session or _default_session
     device = session.accelerator(accelerator, context.vram, context.throttle)
@@ -149,6 +151,13 @@ def _is_symbolic(value: object) -> bool:
     return isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool)
 
 
+def gpu_kernels_for(options: Options, accelerator: str) -> Literal["triton", "torch"]:
+    """What the option "gpu_kernels" means on this accelerator."""
+    if options.gpu_kernels != "auto":
+        return options.gpu_kernels
+    return "triton" if accelerator == "cuda" else "torch"
+
+
 def refuse_contradictions(options: Options, accelerator: str) -> None:
     """Raise OptionsError, with all problems, where options do not go together.
 
@@ -163,6 +172,16 @@ def refuse_contradictions(options: Options, accelerator: str) -> None:
     if options.throttle and accelerator != "emulated":
         problems.append(
             'option "throttle": got True, but only accelerator="emulated" can be slowed down'
+        )
+    if accelerator == "none" and options.gpu_kernels != "auto":
+        problems.append(
+            f'option "gpu_kernels": got "{options.gpu_kernels}", but without an accelerator there '
+            'are none; use accelerator="cuda" or "emulated", or leave it out'
+        )
+    if gpu_kernels_for(options, accelerator) == "triton" and find_spec("triton") is None:
+        problems.append(
+            'option "gpu_kernels": "triton" is asked for, but the package triton is not installed; '
+            'pip install --no-deps triton==3.7.1, or use gpu_kernels="torch"'
         )
     if accelerator != "none" and options.count_choices is not None:
         problems.append(

@@ -67,9 +67,9 @@ expert occurs in expert_ids ([T, top_k], as above). Only graphs that count choic
 import torch
 
 from coxcompile.runtime.kernels import (
-    grouped_experts_subset_,
     load_cpu_kernels,
     plain_count_choices_,
+    triton_kernel,
 )
 
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
@@ -89,7 +89,8 @@ _library.define(
     f"Tensor routing_weights, Tensor expert_slots, {_WEIGHTS_AND_OPTIONS}) -> ()",
     tags=_TAGS,
 )
-_library.impl("experts_subset_", grouped_experts_subset_, "CUDA")
+_library.impl("coalesced_experts", triton_kernel("coalesced_experts"), "CUDA")
+_library.impl("experts_subset_", triton_kernel("experts_subset_"), "CUDA")
 _library.define(
     "streamed_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor", tags=_TAGS
 )

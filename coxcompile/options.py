@@ -18,6 +18,7 @@ from coxcompile.runtime.session import Session
 
 Training = Literal["error", "eager"]
 AcceleratorName = Literal["auto", "cuda", "emulated", "none"]
+GpuKernels = Literal["auto", "triton", "torch"]
 
 
 class OptionsError(ValueError):
@@ -139,6 +140,14 @@ class Options:
             help="Let the emulated accelerator, and the CPU beside it, take as long as hardware"
             " would.",
             check=checks.flag(),
+        ),
+    )
+    gpu_kernels: GpuKernels = field(
+        default="auto",
+        metadata=declare(
+            help="What computes the accelerator's experts: Triton kernels or PyTorch's products;"
+            " auto: triton on cuda, torch on the emulated accelerator.",
+            check=checks.one_of(*get_args(GpuKernels)),
         ),
     )
     session: Session | None = field(

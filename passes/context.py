@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.fx import GraphModule, Node
@@ -104,6 +104,7 @@ class PassContext:
         vram: bytes of the accelerator's memory that the graph may use.
         set_aside_bytes: of them, what policies leave because an earlier plan lacked it.
         throttle: the machine whose speed an emulated accelerator is slowed to, if any.
+        gpu_kernels: what computes the accelerator's experts.
         expert_layers: the layers whose experts are divided, in order.
         notes: what a pass left undone, and why; a sentence each.
     """
@@ -120,6 +121,7 @@ class PassContext:
     vram: int = 0
     set_aside_bytes: int = 0
     throttle: HardwareSpec | None = None
+    gpu_kernels: Literal["triton", "torch"] = "torch"
     expert_layers: list[ExpertLayer] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

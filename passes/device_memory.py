@@ -61,8 +61,10 @@ def allocates(graph_module: GraphModule, node: Node) -> int:
 def workspace(graph_module: GraphModule, node: Node) -> int:
     """Bytes that exist only while a node is computed: a bound, since compiling fuses operators.
 
-    Only of partitions: what the experts' kernels use inside is not counted.
+    Of experts only where they run on Triton kernels: what PyTorch's products use is not known.
     """
+    if node.target is instructions.run_experts:
+        return int(node.meta["kernel_workspace"])
     if node.op == "call_module" and node.meta["device"] == "gpu":
         return _intermediates(getattr(graph_module, str(node.target)).graph)
     return 0

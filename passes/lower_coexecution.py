@@ -31,9 +31,10 @@ def lower_coexecution(
     parameters = parameters_of(graph_module, context)
     kernels: dict[str, Kernel] = {}
     compiled: dict[Any, Kernel] = {}
+    for node in graph_module.graph.nodes:
+        node.meta["workspace"] = workspace(graph_module, node)
     for node in graph_module.graph.find_nodes(op="call_module"):
         inner = cast(GraphModule, getattr(graph_module, str(node.target)))
-        node.meta["workspace"] = workspace(graph_module, node)
         if node.meta["device"] == "gpu":
             retarget(inner, accelerator.kernel_device)
         elif torch.cpu._is_avx512_bf16_supported():
@@ -48,6 +49,7 @@ def lower_coexecution(
         kernels,
         accelerator,
         ExpertStore(accelerator, layers, _orders(context), arena_slots(layers)),
+        accelerator.experts_kernel(context.gpu_kernels),
         context.throttle,
     )
 

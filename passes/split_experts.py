@@ -12,6 +12,7 @@ from coxcompile.passes.devices import add_node
 from coxcompile.planner.plan import ExpertSplit, StagePlan
 from coxcompile.runtime import instructions
 from coxcompile.runtime.expert_layer import ExpertLayer
+from coxcompile.runtime.kernels.gpu.workspace import workspace_bytes
 
 aten = torch.ops.aten
 
@@ -65,6 +66,7 @@ class _Splitter:
         self.graph = graph
         self.plan = plan
         self.layers = context.expert_layers
+        self.gpu_kernels = context.gpu_kernels
         self.resident = sum(split.resident for split in plan.experts)
         self.next_resident = 0
         self.fetches = 0
@@ -154,9 +156,11 @@ class _Splitter:
             count, rows = (value.new_empty(size, dtype=torch.int64) for size in (1, len(value)))
             packed_value = (count, rows, *(torch.empty_like(t.meta["val"]) for t in tokens))
             packed = self._add(node, instructions.pack_rows, (*tokens, number), packed_value)
+        workspace = self._workspace(layer, value)
         for table, fetched in tables:
             arguments = (output, *tokens, number, table, fetched)
             output = self._add(node, instructions.run_experts, arguments, total)
+            output.meta["kernel_workspace"] = workspace
         if packed is not None:
             results = self._add(
                 node,
@@ -170,6 +174,20 @@ class _Splitter:
             node, aten._to_copy.default, (output,), node.meta["val"], dtype=value.dtype
         )
         node.replace_all_uses_with(result)
+
+    def _workspace(self, layer: ExpertLayer, hidden_states: torch.Tensor) -> int:
+        if self.gpu_kernels == "torch":
+            return 0
+        down = layer.weights[1]
+        assert down is not None
+        tokens, hidden = hidden_states.shape
+        return workspace_bytes(
+            tokens * layer.top_k,
+            layer.experts,
+            hidden,
+            down[0].numel() // hidden,
+            hidden_states.itemsize,
+        )
 
     def _fetch(self, node: Node, layer: ExpertLayer, number: int, rank: int) -> Node:
         weights = [weight for weight in node.args[3:7] if weight is not None]

@@ -1,17 +1,21 @@
 """What the executor asks of an accelerator: memory, streams, kernels, copies; cuda's answer."""
 
+import contextlib
 import ctypes
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from coxcompile.runtime.instructions import STREAMS, Stream
+from coxcompile.runtime.kernels import grouped_experts_subset_, triton_kernel
 
 Kernel = Callable[..., Any]
+KernelKind = Literal["triton", "torch"]
 Pair = tuple[torch.Tensor, torch.Tensor]
 """Destination and source of a copy."""
 
@@ -110,6 +114,14 @@ class Accelerator(ABC):
     def take_recording(self) -> tuple[list[Span], Traffic]:
         """What was recorded; the streams are idle."""
 
+    @abstractmethod
+    def experts_kernel(self, kind: KernelKind) -> Kernel:
+        """What computes experts on it, called as ``coxmoe::experts_subset_``, by ``launch``."""
+
+    def workspace(self, size: int) -> AbstractContextManager[None]:
+        """Memory that a kernel takes while it is started; here its own allocations are that."""
+        return contextlib.nullcontext()
+
     def pinned(self, like: torch.Tensor) -> torch.Tensor:
         """Pinned host memory of a tensor's sizes, strides and dtype."""
         with torch.inference_mode(False):
@@ -135,6 +147,12 @@ class CudaAccelerator(Accelerator):
         self._callbacks: list[Any] = []
         self._error: tuple[str, BaseException] | None = None
         self._recording = False
+
+    def experts_kernel(self, kind: KernelKind) -> Kernel:
+        """See :meth:`Accelerator.experts_kernel`."""
+        if kind == "torch":
+            return grouped_experts_subset_
+        return triton_kernel("experts_subset_")
 
     def call(
         self,

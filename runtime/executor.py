@@ -51,6 +51,7 @@ class Executor:
         graph_module: as the pass schedule left it, and verify proved it.
         kernels: for each partition by name what runs it.
         store: its experts.
+        experts_kernel: computes the accelerator's experts, called as ``coxmoe::experts_subset_``.
         hardware: what nodes are made to last like, on an accelerator that is throttled.
     """
 
@@ -60,6 +61,7 @@ class Executor:
         kernels: Mapping[str, Kernel],
         accelerator: Accelerator,
         store: ExpertStore,
+        experts_kernel: Kernel,
         hardware: HardwareSpec | None,
     ) -> None:
         self.graph_module = graph_module
@@ -72,7 +74,7 @@ class Executor:
         self._events: dict[int, torch.Event] = {}
         self._by_instruction: dict[Any, Step] = {
             **Transfers(accelerator, graph_module.graph).steps,
-            **ExpertSteps(accelerator, store, self._fetched, hardware).steps,
+            **ExpertSteps(accelerator, store, self._fetched, experts_kernel, hardware).steps,
             instructions.record_event: self._record,
             instructions.wait_event: self._wait,
             instructions.free: self._free,
@@ -240,17 +242,14 @@ class Executor:
 
     def _partition(self, node: Node, values: Values) -> None:
         arguments = self._arguments(node, values)
-        size = node.meta["workspace"]
-        # Its bytes count while the kernel is started, as a caching allocator's would.
-        workspace = torch.empty(size, dtype=torch.uint8, device=self.accelerator.device)
-        values[node] = self.accelerator.call(
-            self._kernels[str(node.target)],
-            arguments,
-            node.meta["val"],
-            node.name,
-            self._seconds.get(node, 0.0),
-        )
-        del workspace
+        with self.accelerator.workspace(node.meta["workspace"]):
+            values[node] = self.accelerator.call(
+                self._kernels[str(node.target)],
+                arguments,
+                node.meta["val"],
+                node.name,
+                self._seconds.get(node, 0.0),
+            )
 
     def _host_partition(self, node: Node, values: Values) -> None:
         arguments = self._arguments(node, values)

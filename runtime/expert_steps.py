@@ -10,7 +10,7 @@ from torch.fx.node import map_arg
 import coxcompile.ops  # noqa: F401  (defines the operators)
 from coxcompile.hardware import HardwareSpec
 from coxcompile.runtime import instructions
-from coxcompile.runtime.accelerator import Accelerator
+from coxcompile.runtime.accelerator import Accelerator, Kernel
 from coxcompile.runtime.expert_store import ExpertStore
 from coxcompile.runtime.fetched_weights import FetchedWeights
 from coxcompile.runtime.kernels.rows import add_rows_, pack_rows
@@ -22,6 +22,7 @@ class ExpertSteps:
     """Carries out the instructions for experts, and those that fetch weights.
 
     Args:
+        kernel: computes the accelerator's experts, called as ``coxmoe::experts_subset_``.
         hardware: the machine that computing experts is made to last like, if any.
     """
 
@@ -30,11 +31,13 @@ class ExpertSteps:
         accelerator: Accelerator,
         store: ExpertStore,
         fetched: FetchedWeights,
+        kernel: Kernel,
         hardware: HardwareSpec | None,
     ) -> None:
         self._accelerator = accelerator
         self._store = store
         self._fetched = fetched
+        self._kernel = kernel
         self._hardware = hardware if accelerator.throttled else None
 
     @property
@@ -104,7 +107,7 @@ class ExpertSteps:
         unit = self._hardware.gpu if self._hardware else None
 
         def run(*arguments: Any) -> float | None:
-            torch.ops.coxmoe.experts_subset_(*arguments, **layer.arguments)
+            self._kernel(*arguments, **layer.arguments)
             if unit is None:
                 return None
             _, hidden, ids, _, slots, *_ = arguments
@@ -112,7 +115,8 @@ class ExpertSteps:
 
         tensors = (output, hidden_states, expert_ids, routing_weights)
         slots = self._store.table(number, table)  # type: ignore[arg-type]
-        self._accelerator.launch(run, [*tensors, slots, *self._store.arena], node.name)
+        with self._accelerator.workspace(node.meta["workspace"]):
+            self._accelerator.launch(run, [*tensors, slots, *self._store.arena], node.name)
         values[node] = output
 
     def _pack_rows(self, node: Node, values: Values) -> None:

@@ -124,15 +124,17 @@ class Scheduled:
         """
         if graph_module is None:
             graph_module = self.graph_module
+        for node in graph_module.graph.nodes:
+            node.meta["workspace"] = workspace(graph_module, node)
         kernels: dict[str, Kernel] = {}
         for node in graph_module.graph.find_nodes(op="call_module"):
             inner: Any = getattr(graph_module, str(node.target))
-            node.meta["workspace"] = workspace(graph_module, node)
             kernels[str(node.target)] = inner.forward
         layers = self.context.expert_layers
         orders = [list(range(layer.experts)) for layer in layers]
         store = ExpertStore(accelerator(), layers, orders, arena_slots(layers))
-        return Executor(graph_module, kernels, accelerator(), store, None)
+        kernel = torch.ops.coxmoe.experts_subset_
+        return Executor(graph_module, kernels, accelerator(), store, kernel, None)
 
     def run(self, executor: Executor) -> list[Tensor]:
         """The outputs of one call, and the inputs that may have been changed in it."""

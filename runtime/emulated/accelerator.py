@@ -1,14 +1,23 @@
 """The emulated accelerator as the executor's accelerator."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from coxcompile.hardware import HardwareSpec
 from coxcompile.runtime import emulated
-from coxcompile.runtime.accelerator import Accelerator, Kernel, Pair, Span, Traffic
+from coxcompile.runtime.accelerator import (
+    Accelerator,
+    Kernel,
+    KernelKind,
+    Pair,
+    Span,
+    Traffic,
+)
 from coxcompile.runtime.instructions import Stream
+from coxcompile.runtime.kernels import triton_kernel
 
 
 class EmulatedAccelerator(Accelerator):
@@ -29,6 +38,27 @@ class EmulatedAccelerator(Accelerator):
             host_to_device=hardware.host_to_device if hardware else None,
             device_to_host=hardware.device_to_host if hardware else None,
         )
+
+    def experts_kernel(self, kind: KernelKind) -> Kernel:
+        """See :meth:`Accelerator.experts_kernel`; "triton" is compiled for sm_90, interpreted."""
+        if kind == "torch":
+            return torch.ops.coxmoe.experts_subset_
+        kernel = triton_kernel("experts_subset_")
+
+        def interpreted(*arguments: Any, **options: Any) -> None:
+            from coxcompile.runtime.emulated.triton_driver import triton_target
+
+            with triton_target("sm_90"):
+                kernel(*arguments, **options)
+
+        return interpreted
+
+    @contextlib.contextmanager
+    def workspace(self, size: int) -> Iterator[None]:
+        """See :meth:`Accelerator.workspace`: its bytes count, as a caching allocator's would."""
+        reserved = torch.empty(size, dtype=torch.uint8, device=self.device)
+        yield
+        del reserved
 
     def call(
         self,

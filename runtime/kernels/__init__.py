@@ -1,6 +1,9 @@
 """Expert kernels, one file per provider. ``load_cpu_kernels`` picks the CPU's."""
 
+import importlib
 import importlib.util
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -22,7 +25,21 @@ __all__ = [
     "plain_count_choices_",
     "plain_experts_subset_",
     "report_missing",
+    "triton_kernel",
 ]
+
+
+def triton_kernel(name: str) -> Callable[..., Any]:
+    """The function of that name in ``gpu/experts.py``, which is imported when it is first called.
+
+    Triton takes a moment to import, and not everyone has it.
+    """
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        experts = importlib.import_module("coxcompile.runtime.kernels.gpu.experts")
+        return getattr(experts, name)(*arguments, **options)
+
+    return call
 
 
 def load_cpu_kernels(library: torch.library.Library) -> str:
