@@ -183,9 +183,20 @@ class CudaAccelerator(Accelerator):
     def copy_rows(
         self, rows: Sequence[Pair], count: torch.Tensor, whole: Sequence[Pair], label: str
     ) -> None:
-        """All rows from the device, whose count the host does not know; else the first ones."""
-        known = int(count[0]) if count.device.type == "cpu" else None
-        self.copy([(d[:known], s[:known]) for d, s in rows] + list(whole), label)
+        """See :meth:`Accelerator.copy_rows`; a count on the device is read by a kernel there."""
+        if count.device.type == "cpu":
+            known = int(count[0])
+            self.copy([(d[:known], s[:known]) for d, s in rows] + list(whole), label)
+            return
+        from coxcompile.runtime.kernels.gpu.row_copies import copy_rows_
+
+        def run() -> None:
+            for destination, source in rows:
+                copy_rows_(destination, source, count)
+            for destination, source in whole:
+                destination.copy_(source, non_blocking=True)
+
+        self._timed(run, label)
 
     def host(self, function: Callable[[], Any], label: str, seconds: float) -> Any:
         """See :meth:`Accelerator.host`."""
