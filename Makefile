@@ -46,6 +46,34 @@ coexecution: $(INSTALLED) ## policies side by side on the emulated accelerator (
 bench: $(INSTALLED) ## time the experts alone against others and the roofline (ARGS="--tokens 1,8")
 	$(VENV)/python benchmarks/experts.py $(ARGS)
 
+# For machines that cannot download: GPU_PYTHON=python3 has all packages but ours.
+GPU_PYTHON ?=
+ifeq ($(GPU_PYTHON),)
+GPU_INSTALLED := $(INSTALLED)
+GPU_RUN = $(VENV)/python
+else
+GPU_INSTALLED := build/gpu/.installed
+GPU_RUN = PYTHONPATH=$(CURDIR)/build/gpu$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON)
+endif
+
+.PHONY: gpu-check
+gpu-check: $(GPU_INSTALLED) ## check everything that runs on a GPU (ARGS="--json FILE --markdown FILE")
+	$(GPU_RUN) benchmarks/gpu_check.py $(ARGS)
+
+.PHONY: gpu-bench
+gpu-bench: $(GPU_INSTALLED) ## time kernels, models, policies and copies on a GPU
+	$(GPU_RUN) benchmarks/gpu_bench.py $(ARGS)
+
+# -P: beside this file the folder coxcompile/ would hide the installed package.
+.PHONY: gpu-tune
+gpu-tune: $(GPU_INSTALLED) ## choose tiles for this GPU (ARGS="--model qwen3-30b-a3b")
+	$(GPU_RUN) -P -m coxcompile tune $(ARGS)
+
+build/gpu/.installed: pyproject.toml setup.py $(CXX_SOURCES) $(shell find coxcompile passes runtime -name '*.py' -o -name '*.json')
+	rm -rf build/gpu
+	$(GPU_PYTHON) -m pip install --no-index --no-build-isolation --no-deps --target build/gpu .
+	@touch $@
+
 .PHONY: paper
 paper: $(INSTALLED) ## predict the paper's figures into docs/paper/ (nothing is measured)
 	$(VENV)/python benchmarks/paper.py --output docs/paper $(ARGS)

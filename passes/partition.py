@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
+from torch.fx.passes.tools_common import stable_topological_sort
+from torch.fx.passes.utils.fuser_utils import erase_nodes, fuse_as_graphmodule, topo_sort
 
 from coxcompile.passes.context import PassContext
 from coxcompile.passes.devices import INHERITED, cache_of, device_of, is_host_view, is_view
@@ -41,15 +42,32 @@ def partition(graph_module: GraphModule, context: PassContext) -> GraphModule:
         source = node.args[0] if node.target is operator.getitem else None
         if isinstance(source, Node) and _is_fusable(node):
             groups[kinds[source], levels[source]].append(node)
-    fuse_by_partitions(
-        graph_module,
-        [dict.fromkeys(nodes) for nodes in groups.values()],
-        prefix=PREFIX,
-        always_return_tuple=True,
-    )
+    for number, nodes in enumerate(groups.values()):
+        _fuse(graph_module, topo_sort(nodes), f"{PREFIX}{number}")
+    stable_topological_sort(graph_module)
     for node in graph_module.graph.find_nodes(op="call_module"):
         _describe(graph_module, node)
     return graph_module
+
+
+def _fuse(graph_module: GraphModule, nodes: list[Node], name: str) -> None:
+    """Make a submodule of nodes in topological order, where the last one is.
+
+    As ``fuse_by_partitions`` does, which before PyTorch 2.13 refuses partitions without results.
+    """
+    inner, inputs, outputs = fuse_as_graphmodule(
+        graph_module, nodes, name, dict.fromkeys(nodes), always_return_tuple=True
+    )
+    graph = graph_module.graph
+    graph_module.add_submodule(name, inner)
+    with graph.inserting_after(nodes[-1]):
+        call = graph.call_module(name, args=inputs)
+    call.meta["val"] = tuple(output.meta.get("val") for output in outputs)
+    for position, output in enumerate(outputs):
+        with graph.inserting_after(call):
+            result = graph.call_function(operator.getitem, (call, position))
+        output.replace_all_uses_with(result, propagate_meta=True)
+    erase_nodes(graph_module, nodes)
 
 
 def _is_fusable(node: Node) -> bool:

@@ -7,7 +7,6 @@ from typing import cast
 
 import torch
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import has_guarding_hint, optimization_hint
 
 from coxcompile.passes.context import PassContext, parameters_of
 from coxcompile.passes.find_layers import is_experts
@@ -15,6 +14,7 @@ from coxcompile.passes.minimum_cut import Value, minimum_cut
 from coxcompile.passes.moe_forms.patterns import is_call
 from coxcompile.passes.products import weight_of
 from coxcompile.planner.plan import Device, StagePlan
+from coxcompile.symbolic_sizes import has_guarding_hint, optimization_hint
 
 aten = torch.ops.aten
 

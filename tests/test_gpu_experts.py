@@ -35,9 +35,9 @@ def row(device: str = "sm_90", weights: str = "bfloat16", tokens: int = 16, **sh
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A table of small tiles, for the sake of the interpreter."""
-    rows = tuple(row(weights=str(dtype).removeprefix("torch.")) for dtype in BOUNDS)
-    monkeypatch.setattr("coxcompile.runtime.kernels.gpu.experts.load_table", lambda: rows)
+    """Small tiles, for the sake of the interpreter."""
+    module = "coxcompile.runtime.kernels.gpu.experts"
+    monkeypatch.setattr(f"{module}._configuration", lambda *_: configuration())
     with triton_target("sm_90"):
         yield
 

@@ -7,7 +7,6 @@ import torch
 
 from coxcompile.options import OptionsError
 from coxcompile.runtime.emulated import statistics
-from coxcompile.runtime.kernels.gpu.configurations import Row
 from coxcompile.runtime.session import Session
 from tests import coexecution_cases
 from tests.coexecution_cases import (
@@ -33,14 +32,8 @@ VRAM = 16 << 20
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the sake of the interpreter."""
     tiles = configuration(block_outputs=64, block_inputs=64)
-    row = Row(
-        device="sm_90",
-        weights="float32",
-        tokens_per_expert=16,
-        configuration=tiles,
-        source="made up",
-    )
-    monkeypatch.setattr("coxcompile.runtime.kernels.gpu.experts.load_table", lambda: (row,))
+    module = "coxcompile.runtime.kernels.gpu.experts"
+    monkeypatch.setattr(f"{module}._configuration", lambda *_: tiles)
 
 
 def triton_options(session: Session, plan: Any) -> dict[str, object]:

@@ -43,11 +43,12 @@ _RUNS_CODE_FOR = {"sm_87": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120", "gfx
 
 def current_device() -> Device:
     """That of Triton's active driver: a GPU, or an emulated target."""
-    target = triton.runtime.driver.active.get_current_target()
+    driver = triton.runtime.driver.active
+    target = driver.get_current_target()
     name = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
     own: tuple[str, ...] = ()
     multiprocessors = 4  # of an emulated target: few, so that persistent programs have work
-    if torch.cuda.is_available():
+    if driver.get_active_torch_device().type == "cuda":
         own, multiprocessors = _properties(torch.cuda.current_device())
     near = _RUNS_CODE_FOR.get(name)
     return Device(

@@ -1,5 +1,7 @@
 """The experts of a layer on a GPU: Triton kernels, queued without waiting for the device."""
 
+import functools
+
 import torch
 
 from coxcompile.runtime.kernels.gating import Gating
@@ -139,14 +141,14 @@ def _run(
     add: bool,
 ) -> None:
     device = current_device()
-    configuration = look_up(
-        load_table(),
+    configuration = _configuration(
         device.names,
-        str(weights.down.dtype).removeprefix("torch."),
-        expert_ids.numel() / max(len(weights.owners[0]), 1),
-        experts=weights.experts,
-        intermediate=weights.down.inputs,
-        hidden=weights.down.outputs,
+        weights.down.dtype,
+        expert_ids.numel(),
+        len(weights.owners[0]),
+        weights.experts,
+        weights.down.inputs,
+        weights.down.outputs,
     )
     run_experts_(
         output,
@@ -158,4 +160,26 @@ def _run(
         configuration,
         device,
         add=add,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _configuration(
+    devices: tuple[str, ...],
+    dtype: torch.dtype,
+    choices: int,
+    here: int,
+    experts: int,
+    intermediate: int,
+    hidden: int,
+) -> ExpertConfiguration:
+    # Cached: a step of decoding takes hardly longer than looking through the table.
+    return look_up(
+        load_table(),
+        devices,
+        str(dtype).removeprefix("torch."),
+        choices / max(here, 1),
+        experts=experts,
+        intermediate=intermediate,
+        hidden=hidden,
     )

@@ -61,7 +61,7 @@ def project_gate_up(
         tokens = tl.load(sorted_choices + positions, mask=valid, other=0) // TOP_K
         rows = hidden_states + tokens.to(tl.int64) * token_stride
         weight = _address(weights, expert, WEIGHT_TYPE, ALIGNMENT)
-        scale = None if SCALE_TYPE is None else _address(scales, expert, SCALE_TYPE, 4)
+        scale = None if SCALE_TYPE is None else _address(scales, expert, SCALE_TYPE, 2)
         first = block * BLOCK_OUTPUTS
         if INTERLEAVED:
             both, _ = _multiply(
@@ -169,7 +169,7 @@ def project_down(
         choices = tl.load(sorted_choices + positions, mask=valid, other=0)
         rows = activated + positions.to(tl.int64) * intermediate
         weight = _address(weights, expert, WEIGHT_TYPE, ALIGNMENT)
-        scale = None if SCALE_TYPE is None else _address(scales, expert, SCALE_TYPE, 4)
+        scale = None if SCALE_TYPE is None else _address(scales, expert, SCALE_TYPE, 2)
         first = block * BLOCK_OUTPUTS
         result, _ = _multiply(
             rows,
