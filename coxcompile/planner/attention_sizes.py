@@ -6,9 +6,9 @@ from typing import cast
 
 import torch
 from torch.fx import Node
-from torch.fx.experimental.symbolic_shapes import optimization_hint
 
 from coxcompile.passes.moe_forms.patterns import is_call
+from coxcompile.symbolic_sizes import optimization_hint
 
 aten = torch.ops.aten
 
