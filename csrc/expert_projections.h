@@ -1,21 +1,24 @@
-// One expert's two projections of some of its tokens, by panels or by register tiles.
+// One expert's two projections of some of its tokens: by panels, or as columns and register tiles.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "columns.h"
 #include "expert_call.h"
 #include "panels.h"
 #include "products.h"
 
 namespace coxcompile {
 
-// Some tokens of one expert in the form its projection multiplies: rows for panels, else tiles.
+// Some tokens of one expert in the form its projection multiplies: rows for panels, else the first
+// ones as columns and the others in tiles.
 template <typename scalar_t>
 struct TokenBlock {
   int64_t count;
-  const scalar_t* rows;  // [count, depth]; nullptr: they are in `tiles`
+  const scalar_t* rows;  // [count, depth]; nullptr: they are in `columns` and `tiles`
+  ColumnTokens<scalar_t> columns;
   PackedTokens<scalar_t> tiles;
   std::vector<scalar_t> gathered;
 };
@@ -34,8 +37,10 @@ struct Projection {
     block.count = tokens.size();
     if (!panels) {
       const auto& kernels = product_kernels<scalar_t>();
+      const int64_t columns = transposed ? 0 : tokens_as_columns<scalar_t>(block.count, depth);
       block.rows = nullptr;
-      block.tiles.pack(tokens.data(), block.count, depth,
+      block.columns.pack(tokens.data(), columns, depth);
+      block.tiles.pack(tokens.data() + columns, block.count - columns, depth,
                        transposed ? kernels.transposed_step : kernels.row_major_step);
       return;
     }
@@ -59,8 +64,12 @@ struct Projection {
       multiply_by_panels(block, stride, transposed, count, depth, tokens.rows, depth, tokens.count,
                          result, result_stride, panel);
     } else {
-      (transposed ? kernels.transposed : kernels.row_major)(block, stride, count, tokens.tiles,
-                                                            depth, result, result_stride);
+      if (tokens.columns.count > 0) {
+        multiply_columns(block, stride, count, tokens.columns, result, result_stride);
+      }
+      (transposed ? kernels.transposed : kernels.row_major)(
+          block, stride, count, tokens.tiles, depth, result + tokens.columns.count * result_stride,
+          result_stride);
     }
     if (bias != nullptr) {
       for (int64_t t = 0; t < tokens.count; ++t) {

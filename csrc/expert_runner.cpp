@@ -45,7 +45,7 @@ class ExpertRunner {
         routing_weights_(call.routing_weights.const_data_ptr<float>()),
         workspace_(Workspace<scalar_t>::of_calling_thread(routing.choices.size(), dimensions_)),
         pending_(std::make_unique<std::atomic<int64_t>[]>(dimensions_.experts)),
-        tasks_(plan_tasks(dimensions_, routing, &least_tokens_for_panels<scalar_t>)) {
+        tasks_(plan_tasks(dimensions_, routing)) {
     for (const Task& task : tasks_) {
       pending_[task.expert] += task.stage == Task::Stage::gate_up;
     }

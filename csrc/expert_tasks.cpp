@@ -5,11 +5,16 @@
 #include <algorithm>
 
 namespace coxcompile {
+namespace {
+
+// From so many tokens on an expert's products are bound by computing.
+constexpr int64_t kManyTokens = 64;
+
+}  // namespace
 
 // An expert of few tokens is read faster in long runs of rows; one of many computes on blocks that
 // stay in the cache. Either way there are several tasks a thread, so that none idles at the end.
-std::vector<Task> plan_tasks(const Dimensions& dimensions, const Routing& routing,
-                             LeastTokensForPanels least_tokens) {
+std::vector<Task> plan_tasks(const Dimensions& dimensions, const Routing& routing) {
   std::vector<Task> tasks;
   const int64_t outputs = dimensions.intermediate * routing.active_experts.size();
   const int64_t outputs_per_thread = outputs / (4 * at::get_num_threads());
@@ -19,15 +24,14 @@ std::vector<Task> plan_tasks(const Dimensions& dimensions, const Routing& routin
       tasks.push_back({stage, expert, first, std::min(block, rows - first)});
     }
   };
-  const auto block_of = [&](int64_t expert, int64_t depth) {
-    return multiplies_by_panels(routing, expert, depth, least_tokens) ? 64 : run;
+  const auto block_of = [&](int64_t expert) {
+    return routing.token_count(expert) >= kManyTokens ? 96 : run;
   };
   for (const int64_t expert : routing.active_experts) {
-    add(Task::Stage::gate_up, expert, dimensions.intermediate, block_of(expert, dimensions.hidden));
+    add(Task::Stage::gate_up, expert, dimensions.intermediate, block_of(expert));
   }
   for (const int64_t expert : routing.active_experts) {
-    add(Task::Stage::down, expert, dimensions.hidden,
-        2 * block_of(expert, dimensions.intermediate));
+    add(Task::Stage::down, expert, dimensions.hidden, 2 * block_of(expert));
   }
   return tasks;
 }

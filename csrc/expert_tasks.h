@@ -16,17 +16,7 @@ struct Task {
   int64_t count;
 };
 
-// From how many tokens on an expert's projection of this depth goes by panels; zero: never.
-using LeastTokensForPanels = int64_t (*)(int64_t depth);
-
-inline bool multiplies_by_panels(const Routing& routing, int64_t expert, int64_t depth,
-                                 LeastTokensForPanels least_tokens) {
-  const int64_t least = least_tokens(depth);
-  return least > 0 && routing.token_count(expert) >= least;
-}
-
 // Every gate_up task precedes every down task.
-std::vector<Task> plan_tasks(const Dimensions& dimensions, const Routing& routing,
-                             LeastTokensForPanels least_tokens);
+std::vector<Task> plan_tasks(const Dimensions& dimensions, const Routing& routing);
 
 }  // namespace coxcompile

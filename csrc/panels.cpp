@@ -39,7 +39,7 @@ bool has_avx512() {
 }  // namespace
 
 template <typename scalar_t>
-int64_t least_tokens_for_panels(int64_t depth) {
+int64_t least_tokens_for_panels(int64_t depth, bool transposed) {
   if constexpr (kHasBrgemm<scalar_t>) {
     if (depth % 2 != 0 || !has_avx512() || !at::globalContext().userEnabledMkldnn()) {
       return 0;
@@ -48,7 +48,10 @@ int64_t least_tokens_for_panels(int64_t depth) {
       static const bool multiplies_bfloat16 = __builtin_cpu_supports("avx512bf16");
       // could_pack is oneDNN's word for AMX, whose tiles are full from 16 tokens on.
       static const bool amx = cpublas::could_pack(at::kBFloat16);
-      return amx ? 16 : multiplies_bfloat16 ? 64 : 0;
+      if (amx) {
+        return 16;
+      }
+      return transposed && multiplies_bfloat16 ? 64 : 0;
     } else {
       return 64;
     }
@@ -94,7 +97,7 @@ void release_panels() {
 }
 
 #define COXCOMPILE_INSTANTIATE(scalar_t)                                               \
-  template int64_t least_tokens_for_panels<scalar_t>(int64_t);                         \
+  template int64_t least_tokens_for_panels<scalar_t>(int64_t, bool);                   \
   template void multiply_by_panels(const scalar_t*, int64_t, bool, int64_t, int64_t,   \
                                    const scalar_t*, int64_t, int64_t, float*, int64_t, \
                                    std::vector<scalar_t>&);                            \

@@ -11,9 +11,9 @@ namespace coxcompile {
 
 // From how many tokens on panels are faster than the register tiles of products.h. Zero: never,
 // because oneDNN has no brgemm for the type on this processor, is switched off
-// (torch.backends.mkldnn), or cannot take an odd depth.
+// (torch.backends.mkldnn), cannot take an odd depth, or is slower than the kernel of columns.h.
 template <typename scalar_t>
-int64_t least_tokens_for_panels(int64_t depth);
+int64_t least_tokens_for_panels(int64_t depth, bool transposed);
 
 // result[token * result_stride + row] = sum_k weight(row, k) * tokens[token * token_stride + k],
 // where weight(row, k) is weight[row * weight_stride + k], or weight[k * weight_stride + row] if

@@ -37,8 +37,8 @@ void for_token_blocks(const Task& task, const Routing& routing,
                       Scratch<scalar_t>& scratch, const Body& body) {
   const int64_t begin = routing.expert_offsets[task.expert];
   const int64_t count = routing.token_count(task.expert);
-  const bool panels = multiplies_by_panels(routing, task.expert, projection.depth,
-                                           &least_tokens_for_panels<scalar_t>);
+  const int64_t least = least_tokens_for_panels<scalar_t>(projection.depth, projection.transposed);
+  const bool panels = least > 0 && count >= least;
   const int64_t most = panels ? kTokensPerPanelBlock : kTokensPerBlock;
   const int64_t blocks = (count + most - 1) / most;
   for (int64_t block = 0; block < blocks; ++block) {

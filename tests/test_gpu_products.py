@@ -112,7 +112,7 @@ def test_blocks_of_more_tokens_than_there_are(block_tokens: int) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(
-    sizes=st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 25), st.integers(1, 40)),
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 25), st.integers(8, 40)),
     data=st.data(),
 )
 def test_any_sizes(sizes: tuple[int, int, int, int], data: st.DataObject) -> None:
