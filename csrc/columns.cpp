@@ -1,0 +1,81 @@
+#include "columns.h"
+
+#include <ATen/Version.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <type_traits>
+
+namespace coxcompile {
+
+void multiply_columns_avx512_bf16(const at::BFloat16* weight, int64_t row_stride, int64_t rows,
+                                  const ColumnTokens<at::BFloat16>& tokens, float* result,
+                                  int64_t result_stride);
+
+namespace {
+
+// With fewer tokens vectors are too empty, and one vector alone is bound by loading the weights:
+// each broadcast of two of them is used by as many products as there are vectors.
+constexpr int64_t kLeastTokens = 27;
+constexpr int64_t kLeastTokensInLastVector = 11;
+
+bool multiplies_bfloat16() {
+  static const bool supported = at::get_cpu_capability().rfind("AVX512", 0) == 0 &&
+                                __builtin_cpu_supports("avx512bw") &&
+                                __builtin_cpu_supports("avx512bf16");
+  return supported;
+}
+
+}  // namespace
+
+template <typename scalar_t>
+void ColumnTokens<scalar_t>::pack(const scalar_t* const* tokens, int64_t token_count,
+                                  int64_t token_depth) {
+  count = token_count;
+  depth = token_depth;
+  data.resize(vectors() * 16 * depth);
+  for (int64_t group = 0; group < groups(); ++group) {
+    const int64_t first = 16 * first_vector(group);
+    const int64_t width = 16 * first_vector(group + 1) - first;
+    const int64_t present = std::min(width, count - first);
+    scalar_t* destination = data.data() + first * depth;
+    for (int64_t k = 0; k < depth; k += 2, destination += 2 * width) {
+      for (int64_t t = 0; t < present; ++t) {
+        std::memcpy(destination + 2 * t, tokens[first + t] + k, 2 * sizeof(scalar_t));
+      }
+      std::fill(destination + 2 * present, destination + 2 * width, scalar_t(0));
+    }
+  }
+}
+
+template <typename scalar_t>
+int64_t tokens_as_columns(int64_t count, int64_t depth) {
+  if (!std::is_same_v<scalar_t, at::BFloat16> || count < kLeastTokens || depth % 2 != 0 ||
+      !multiplies_bfloat16()) {
+    return 0;
+  }
+  return count % 16 < kLeastTokensInLastVector ? count / 16 * 16 : count;
+}
+
+template <typename scalar_t>
+void multiply_columns(const scalar_t* weight, int64_t row_stride, int64_t rows,
+                      const ColumnTokens<scalar_t>& tokens, float* result, int64_t result_stride) {
+  if constexpr (std::is_same_v<scalar_t, at::BFloat16>) {
+    multiply_columns_avx512_bf16(weight, row_stride, rows, tokens, result, result_stride);
+  }
+}
+
+#define COXCOMPILE_INSTANTIATE(scalar_t)                                                           \
+  template struct ColumnTokens<scalar_t>;                                                          \
+  template int64_t tokens_as_columns<scalar_t>(int64_t, int64_t);                                  \
+  template void multiply_columns(const scalar_t*, int64_t, int64_t, const ColumnTokens<scalar_t>&, \
+                                 float*, int64_t);
+COXCOMPILE_INSTANTIATE(float)
+COXCOMPILE_INSTANTIATE(at::BFloat16)
+COXCOMPILE_INSTANTIATE(at::Half)
+#undef COXCOMPILE_INSTANTIATE
+
+}  // namespace coxcompile

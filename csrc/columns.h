@@ -1,0 +1,37 @@
+// Products of weight rows with tokens that lie as columns: the weights, row-major as the model
+// stores them, are the left operand, and nothing of them is copied.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace coxcompile {
+
+// Some tokens as columns, in groups of up to four vectors of 16: [group][depth / 2][width][2],
+// padded with zeros to whole vectors.
+template <typename scalar_t>
+struct ColumnTokens {
+  std::vector<scalar_t> data;
+  int64_t count = 0;
+  int64_t depth = 0;
+
+  int64_t vectors() const { return (count + 15) / 16; }
+  int64_t groups() const { return (vectors() + 3) / 4; }
+  // The first vector of a group; groups are of about equal width.
+  int64_t first_vector(int64_t group) const { return vectors() * group / groups(); }
+
+  void pack(const scalar_t* const* tokens, int64_t token_count, int64_t token_depth);
+};
+
+// How many of an expert's `count` tokens go as columns; the others are faster on the register tiles
+// of products.h. Zero where there is no such kernel: for types other than bfloat16, processors
+// without AVX512-BF16, and odd depths.
+template <typename scalar_t>
+int64_t tokens_as_columns(int64_t count, int64_t depth);
+
+// result[token * result_stride + row] = sum_k weight[row * row_stride + k] * token[k], in float32.
+template <typename scalar_t>
+void multiply_columns(const scalar_t* weight, int64_t row_stride, int64_t rows,
+                      const ColumnTokens<scalar_t>& tokens, float* result, int64_t result_stride);
+
+}  // namespace coxcompile

@@ -1,0 +1,178 @@
+#include <c10/util/BFloat16.h>
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "columns.h"
+
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
+namespace coxcompile {
+namespace {
+
+using Element = at::BFloat16;
+
+// Rows whose sums stay in the first-level cache until all of the depth is added; a multiple of the
+// rows of every tile, and of 16.
+constexpr int64_t kStripRows = 48;
+// Of so much depth tokens and a strip's weights stay in the second-level cache (1 MB on Zen 4).
+constexpr int64_t kDepthBlock = 1024;
+constexpr int64_t kMostVectors = 4;
+
+// Sums and one operand of each vector of tokens fill the 32 registers, with one weight pair.
+constexpr int rows_of_tile(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
+
+// Where the weights are that are needed next: a line of each row is fetched with every 32 inputs.
+struct NextRows {
+  const Element* weight;
+  int64_t row_stride;
+};
+
+// sums[row][token] (+)= weight[row][k] * token[k] for the tile's rows and VECTORS * 16 tokens.
+// `rows` may be fewer than the tile's: the last one then stands for the others.
+template <int VECTORS>
+void column_tile(const Element* weight, int64_t row_stride, int64_t rows, const Element* tokens,
+                 int64_t depth, bool add, const NextRows* next, float* sums, int64_t sums_stride) {
+  constexpr int kRows = rows_of_tile(VECTORS);
+  constexpr int64_t kPairElements = 2 * 16 * VECTORS;
+  const Element* row[kRows];
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+    row[r] = weight + std::min<int64_t>(r, rows - 1) * row_stride;
+  }
+  __m512 sum[kRows][VECTORS];
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) {
+      sum[r][v] = add ? _mm512_loadu_ps(sums + r * sums_stride + 16 * v) : _mm512_setzero_ps();
+    }
+  }
+  const auto add_pair = [&](int64_t k) {
+    __m512bh token[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) {
+      token[v] = (__m512bh)_mm512_loadu_si512(tokens + k / 2 * kPairElements + 32 * v);
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; ++r) {
+      int32_t pair;
+      std::memcpy(&pair, row[r] + k, sizeof(pair));
+      const auto broadcast = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) {
+        sum[r][v] = _mm512_dpbf16_ps(sum[r][v], broadcast, token[v]);
+      }
+    }
+  };
+  int64_t k = 0;
+  for (; k + 32 <= depth; k += 32) {
+    if (next != nullptr) {
+#pragma GCC unroll 12
+      for (int r = 0; r < kRows; ++r) {
+        _mm_prefetch(next->weight + r * next->row_stride + k, _MM_HINT_T1);
+      }
+    }
+    for (int64_t pair = 0; pair < 32; pair += 8) {
+      add_pair(k + pair);
+      add_pair(k + pair + 2);
+      add_pair(k + pair + 4);
+      add_pair(k + pair + 6);
+    }
+  }
+  for (; k < depth; k += 2) {
+    add_pair(k);
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) {
+      _mm512_storeu_ps(sums + r * sums_stride + 16 * v, sum[r][v]);
+    }
+  }
+}
+
+using ColumnTile = void (*)(const Element*, int64_t, int64_t, const Element*, int64_t, bool,
+                            const NextRows*, float*, int64_t);
+constexpr ColumnTile kColumnTiles[] = {column_tile<1>, column_tile<2>, column_tile<3>,
+                                       column_tile<4>};
+
+// result[token * result_stride + row] = sums[row * 16 + token], 16 of each.
+void transpose_block(const float* sums, int64_t sums_stride, int64_t tokens, int64_t rows,
+                     float* result, int64_t result_stride) {
+  __m512 a[16];
+  __m512 b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    a[i] = _mm512_loadu_ps(sums + i * sums_stride);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    b[2 * i] = _mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+    b[2 * i + 1] = _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    a[4 * i] = _mm512_shuffle_ps(b[4 * i], b[4 * i + 2], 0x44);
+    a[4 * i + 1] = _mm512_shuffle_ps(b[4 * i], b[4 * i + 2], 0xee);
+    a[4 * i + 2] = _mm512_shuffle_ps(b[4 * i + 1], b[4 * i + 3], 0x44);
+    a[4 * i + 3] = _mm512_shuffle_ps(b[4 * i + 1], b[4 * i + 3], 0xee);
+  }
+  // a[4 * q + w] now holds rows 4q..4q+3 of the tokens w, w + 4, w + 8, w + 12.
+  const auto mask = static_cast<__mmask16>((uint32_t{1} << rows) - 1);
+  const auto store = [&](int token, __m512 quarters) {
+    if (token < tokens) {
+      _mm512_mask_storeu_ps(result + token * result_stride, mask, quarters);
+    }
+  };
+#pragma GCC unroll 4
+  for (int w = 0; w < 4; ++w) {
+    const __m512 even_low = _mm512_shuffle_f32x4(a[w], a[w + 4], 0x88);
+    const __m512 odd_low = _mm512_shuffle_f32x4(a[w], a[w + 4], 0xdd);
+    const __m512 even_high = _mm512_shuffle_f32x4(a[w + 8], a[w + 12], 0x88);
+    const __m512 odd_high = _mm512_shuffle_f32x4(a[w + 8], a[w + 12], 0xdd);
+    store(w, _mm512_shuffle_f32x4(even_low, even_high, 0x88));
+    store(w + 8, _mm512_shuffle_f32x4(even_low, even_high, 0xdd));
+    store(w + 4, _mm512_shuffle_f32x4(odd_low, odd_high, 0x88));
+    store(w + 12, _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd));
+  }
+}
+
+}  // namespace
+
+void multiply_columns_avx512_bf16(const Element* weight, int64_t row_stride, int64_t rows,
+                                  const ColumnTokens<Element>& tokens, float* result,
+                                  int64_t result_stride) {
+  alignas(64) float sums[kStripRows * 16 * kMostVectors];
+  for (int64_t strip = 0; strip < rows; strip += kStripRows) {
+    const int64_t strip_rows = std::min(kStripRows, rows - strip);
+    for (int64_t group = 0; group < tokens.groups(); ++group) {
+      const int64_t first = 16 * tokens.first_vector(group);
+      const int64_t vectors = tokens.first_vector(group + 1) - tokens.first_vector(group);
+      const int64_t width = 16 * vectors;
+      const Element* group_tokens = tokens.data.data() + first * tokens.depth;
+      const int64_t tile_rows = rows_of_tile(vectors);
+      for (int64_t k = 0; k < tokens.depth; k += kDepthBlock) {
+        const int64_t depth = std::min(kDepthBlock, tokens.depth - k);
+        for (int64_t row = 0; row < strip_rows; row += tile_rows) {
+          // Other groups find the weights in the cache, where the first one had them brought.
+          const int64_t next_row = strip + row + tile_rows;
+          const NextRows next{weight + next_row * row_stride + k, row_stride};
+          const bool has_next = group == 0 && next_row + tile_rows <= rows;
+          kColumnTiles[vectors - 1](weight + (strip + row) * row_stride + k, row_stride,
+                                    strip_rows - row, group_tokens + k * width, depth, k > 0,
+                                    has_next ? &next : nullptr, sums + row * width, width);
+        }
+      }
+      for (int64_t row = 0; row < strip_rows; row += 16) {
+        for (int64_t token = 0; token < width && first + token < tokens.count; token += 16) {
+          transpose_block(sums + row * width + token, width, tokens.count - first - token,
+                          std::min<int64_t>(16, strip_rows - row),
+                          result + (first + token) * result_stride + strip + row, result_stride);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace coxcompile
