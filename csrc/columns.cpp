@@ -5,9 +5,10 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <type_traits>
+
+#include "panel_layout.h"
 
 namespace coxcompile {
 
@@ -32,21 +33,21 @@ bool multiplies_bfloat16() {
 }  // namespace
 
 template <typename scalar_t>
-void ColumnTokens<scalar_t>::pack(const scalar_t* const* tokens, int64_t token_count,
+void ColumnTokens<scalar_t>::pack(const scalar_t* tokens, int64_t token_count,
                                   int64_t token_depth) {
   count = token_count;
   depth = token_depth;
-  data.resize(vectors() * 16 * depth);
-  for (int64_t group = 0; group < groups(); ++group) {
-    const int64_t first = 16 * first_vector(group);
-    const int64_t width = 16 * first_vector(group + 1) - first;
-    const int64_t present = std::min(width, count - first);
-    scalar_t* destination = data.data() + first * depth;
-    for (int64_t k = 0; k < depth; k += 2, destination += 2 * width) {
-      for (int64_t t = 0; t < present; ++t) {
-        std::memcpy(destination + 2 * t, tokens[first + t] + k, 2 * sizeof(scalar_t));
+  if constexpr (std::is_same_v<scalar_t, at::BFloat16>) {
+    data.resize(vectors() * 16 * depth);
+    for (int64_t group = 0; group < groups(); ++group) {
+      const int64_t first = 16 * first_vector(group);
+      const int64_t width = 16 * first_vector(group + 1) - first;
+      const int64_t present = std::min(width, count - first);
+      scalar_t* columns = data.data() + first * depth;
+      if (present < width) {
+        std::fill_n(columns, width * depth, scalar_t(0));
       }
-      std::fill(destination + 2 * present, destination + 2 * width, scalar_t(0));
+      transpose_rows(tokens + first * depth, depth, present, depth, width, columns);
     }
   }
 }

@@ -7,6 +7,10 @@
 
 namespace coxcompile {
 
+// Rows of weights whose sums stay in the first-level cache until all of the depth is added; a
+// multiple of the rows of every tile, and of 16.
+constexpr int64_t kStripRows = 48;
+
 // Some tokens as columns, in groups of up to four vectors of 16: [group][depth / 2][width][2],
 // padded with zeros to whole vectors.
 template <typename scalar_t>
@@ -20,7 +24,8 @@ struct ColumnTokens {
   // The first vector of a group; groups are of about equal width.
   int64_t first_vector(int64_t group) const { return vectors() * group / groups(); }
 
-  void pack(const scalar_t* const* tokens, int64_t token_count, int64_t token_depth);
+  // tokens [token_count, token_depth], contiguous.
+  void pack(const scalar_t* tokens, int64_t token_count, int64_t token_depth);
 };
 
 // How many of an expert's `count` tokens go as columns; the others are faster on the register tiles

@@ -12,9 +12,6 @@ namespace {
 
 using Element = at::BFloat16;
 
-// Rows whose sums stay in the first-level cache until all of the depth is added; a multiple of the
-// rows of every tile, and of 16.
-constexpr int64_t kStripRows = 48;
 // Of so much depth tokens and a strip's weights stay in the second-level cache (1 MB on Zen 4).
 constexpr int64_t kDepthBlock = 1024;
 constexpr int64_t kMostVectors = 4;
@@ -22,17 +19,12 @@ constexpr int64_t kMostVectors = 4;
 // Sums and one operand of each vector of tokens fill the 32 registers, with one weight pair.
 constexpr int rows_of_tile(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
 
-// Where the weights are that are needed next: a line of each row is fetched with every 32 inputs.
-struct NextRows {
-  const Element* weight;
-  int64_t row_stride;
-};
-
 // sums[row][token] (+)= weight[row][k] * token[k] for the tile's rows and VECTORS * 16 tokens.
-// `rows` may be fewer than the tile's: the last one then stands for the others.
+// `rows` may be fewer than the tile's: the last one then stands for the others. Rows from `next` on
+// are fetched into the second-level cache meanwhile.
 template <int VECTORS>
 void column_tile(const Element* weight, int64_t row_stride, int64_t rows, const Element* tokens,
-                 int64_t depth, bool add, const NextRows* next, float* sums, int64_t sums_stride) {
+                 int64_t depth, bool add, const Element* next, float* sums, int64_t sums_stride) {
   constexpr int kRows = rows_of_tile(VECTORS);
   constexpr int64_t kPairElements = 2 * 16 * VECTORS;
   const Element* row[kRows];
@@ -70,7 +62,7 @@ void column_tile(const Element* weight, int64_t row_stride, int64_t rows, const 
     if (next != nullptr) {
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
-        _mm_prefetch(next->weight + r * next->row_stride + k, _MM_HINT_T1);
+        _mm_prefetch(next + r * row_stride + k, _MM_HINT_T1);
       }
     }
     for (int64_t pair = 0; pair < 32; pair += 8) {
@@ -93,7 +85,7 @@ void column_tile(const Element* weight, int64_t row_stride, int64_t rows, const 
 }
 
 using ColumnTile = void (*)(const Element*, int64_t, int64_t, const Element*, int64_t, bool,
-                            const NextRows*, float*, int64_t);
+                            const Element*, float*, int64_t);
 constexpr ColumnTile kColumnTiles[] = {column_tile<1>, column_tile<2>, column_tile<3>,
                                        column_tile<4>};
 
@@ -155,13 +147,12 @@ void multiply_columns_avx512_bf16(const Element* weight, int64_t row_stride, int
       for (int64_t k = 0; k < tokens.depth; k += kDepthBlock) {
         const int64_t depth = std::min(kDepthBlock, tokens.depth - k);
         for (int64_t row = 0; row < strip_rows; row += tile_rows) {
-          // Other groups find the weights in the cache, where the first one had them brought.
-          const int64_t next_row = strip + row + tile_rows;
-          const NextRows next{weight + next_row * row_stride + k, row_stride};
-          const bool has_next = group == 0 && next_row + tile_rows <= rows;
-          kColumnTiles[vectors - 1](weight + (strip + row) * row_stride + k, row_stride,
-                                    strip_rows - row, group_tokens + k * width, depth, k > 0,
-                                    has_next ? &next : nullptr, sums + row * width, width);
+          const Element* tile = weight + (strip + row) * row_stride + k;
+          // Other groups find the weights in the cache, where the first one has them brought; after
+          // the last row there are those of another matrix, or nothing, which does no harm.
+          const Element* next = group == 0 ? tile + tile_rows * row_stride : nullptr;
+          kColumnTiles[vectors - 1](tile, row_stride, strip_rows - row, group_tokens + k * width,
+                                    depth, k > 0, next, sums + row * width, width);
         }
       }
       for (int64_t row = 0; row < strip_rows; row += 16) {

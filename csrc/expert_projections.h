@@ -35,23 +35,29 @@ struct Projection {
   void prepare(const std::vector<const scalar_t*>& tokens, bool panels,
                TokenBlock<scalar_t>& block) const {
     block.count = tokens.size();
-    if (!panels) {
-      const auto& kernels = product_kernels<scalar_t>();
-      const int64_t columns = transposed ? 0 : tokens_as_columns<scalar_t>(block.count, depth);
-      block.rows = nullptr;
-      block.columns.pack(tokens.data(), columns, depth);
-      block.tiles.pack(tokens.data() + columns, block.count - columns, depth,
-                       transposed ? kernels.transposed_step : kernels.row_major_step);
+    block.rows = nullptr;
+    if (panels) {
+      block.rows = contiguous(tokens, block.count, block.gathered);
       return;
     }
-    block.rows = tokens[0];
-    if (tokens.back() != tokens[0] + (block.count - 1) * depth) {
-      block.gathered.resize(block.count * depth);
-      for (int64_t t = 0; t < block.count; ++t) {
-        std::copy_n(tokens[t], depth, block.gathered.data() + t * depth);
-      }
-      block.rows = block.gathered.data();
+    const auto& kernels = product_kernels<scalar_t>();
+    const int64_t columns = transposed ? 0 : tokens_as_columns<scalar_t>(block.count, depth);
+    block.columns.pack(contiguous(tokens, columns, block.gathered), columns, depth);
+    block.tiles.pack(tokens.data() + columns, block.count - columns, depth,
+                     transposed ? kernels.transposed_step : kernels.row_major_step);
+  }
+
+  // The first `count` tokens as [count, depth]: where they are, or gathered.
+  const scalar_t* contiguous(const std::vector<const scalar_t*>& tokens, int64_t count,
+                             std::vector<scalar_t>& gathered) const {
+    if (count == 0 || tokens[count - 1] == tokens[0] + (count - 1) * depth) {
+      return tokens[0];
     }
+    gathered.resize(count * depth);
+    for (int64_t t = 0; t < count; ++t) {
+      std::copy_n(tokens[t], depth, gathered.data() + t * depth);
+    }
+    return gathered.data();
   }
 
   // result[token][i] = outputs[first + i] for i < count, bias included.
@@ -63,13 +69,19 @@ struct Projection {
     if (tokens.rows != nullptr) {
       multiply_by_panels(block, stride, transposed, count, depth, tokens.rows, depth, tokens.count,
                          result, result_stride, panel);
+    } else if (transposed) {
+      kernels.transposed(block, stride, count, tokens.tiles, depth, result, result_stride);
     } else {
-      if (tokens.columns.count > 0) {
-        multiply_columns(block, stride, count, tokens.columns, result, result_stride);
+      // A strip of rows meets both kinds of tokens while it is in the cache.
+      for (int64_t row = 0; row < count; row += kStripRows) {
+        const int64_t rows = std::min(kStripRows, count - row);
+        if (tokens.columns.count > 0) {
+          multiply_columns(block + row * depth, depth, rows, tokens.columns, result + row,
+                           result_stride);
+        }
+        kernels.row_major(block + row * depth, depth, rows, tokens.tiles, depth,
+                          result + tokens.columns.count * result_stride + row, result_stride);
       }
-      (transposed ? kernels.transposed : kernels.row_major)(
-          block, stride, count, tokens.tiles, depth, result + tokens.columns.count * result_stride,
-          result_stride);
     }
     if (bias != nullptr) {
       for (int64_t t = 0; t < tokens.count; ++t) {

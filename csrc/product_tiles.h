@@ -31,9 +31,9 @@ using FourSums = float __attribute__((vector_size(16)));
          __builtin_shufflevector(half, half, 4, 5, 6, 7);
 }
 
-// Rows are prefetched this many rows ahead, into the second-level cache: the first level has no
-// room for lines that are needed a whole row later.
-constexpr int64_t kPrefetchRows = 8;
+// Rows lie one after the other, so what is needed this many bytes later is fetched in the order of
+// addresses: of one page at a time, where rows side by side would be of as many as there are rows.
+constexpr int64_t kPrefetchBytes = 16 * 1024;
 
 // Four rows with TOKENS <= 6 tokens: 24 accumulators, six token operands and one row operand fill
 // 31 of the 32 vector registers.
@@ -62,14 +62,15 @@ void row_major_tile(const typename Lanes::element* weight, int64_t row_stride, i
       }
     }
   };
+  constexpr int64_t bytes_per_step = 4 * Lanes::step * sizeof(typename Lanes::element);
+  const char* ahead = reinterpret_cast<const char*>(weight) + kPrefetchBytes;
   int64_t k = 0;
-  for (; k + Lanes::step <= depth; k += Lanes::step) {
-    add_step(
-        [&](const auto* source) {
-          __builtin_prefetch(source + kPrefetchRows * row_stride, 0, 2);
-          return Lanes::load(source);
-        },
-        k);
+  for (; k + Lanes::step <= depth; k += Lanes::step, ahead += bytes_per_step) {
+#pragma GCC unroll 4
+    for (int64_t line = 0; line < bytes_per_step; line += 64) {
+      __builtin_prefetch(ahead + line, 0, 2);
+    }
+    add_step([](const auto* source) { return Lanes::load(source); }, k);
   }
   if (k < depth) {
     add_step([&](const auto* source) { return Lanes::load_partial(source, depth - k); }, k);
@@ -79,6 +80,43 @@ void row_major_tile(const typename Lanes::element* weight, int64_t row_stride, i
     const FourSums sums =
         sum_lanes(accumulators[0][t], accumulators[1][t], accumulators[2][t], accumulators[3][t]);
     std::memcpy(result + t * result_stride, &sums, std::min<int64_t>(4, rows) * sizeof(float));
+  }
+}
+
+// One token: each row by itself, so that memory is read in the order of addresses, which the
+// processor then fetches ahead as fast as it can be read at all.
+template <typename Lanes>
+void row_major_token(const typename Lanes::element* weight, int64_t row_stride, int64_t rows,
+                     const typename Lanes::element* token, int64_t depth, float* result) {
+  constexpr int kSteps = 4;
+  const auto sum_row = [&](const typename Lanes::element* row) {
+    FloatLanes accumulators[kSteps] = {};
+    int64_t k = 0;
+    for (; k + kSteps * Lanes::step <= depth; k += kSteps * Lanes::step) {
+#pragma GCC unroll 4
+      for (int s = 0; s < kSteps; ++s) {
+        accumulators[s] =
+            Lanes::multiply_add(accumulators[s], Lanes::load(row + k + s * Lanes::step),
+                                Lanes::load(token + k + s * Lanes::step));
+      }
+    }
+    for (; k + Lanes::step <= depth; k += Lanes::step) {
+      accumulators[0] =
+          Lanes::multiply_add(accumulators[0], Lanes::load(row + k), Lanes::load(token + k));
+    }
+    if (k < depth) {
+      accumulators[1] = Lanes::multiply_add(
+          accumulators[1], Lanes::load_partial(row + k, depth - k), Lanes::load(token + k));
+    }
+    return (accumulators[0] + accumulators[1]) + (accumulators[2] + accumulators[3]);
+  };
+  for (int64_t first = 0; first < rows; first += 4) {
+    FloatLanes sums[4];
+    for (int64_t r = 0; r < 4; ++r) {
+      sums[r] = sum_row(weight + std::min(first + r, rows - 1) * row_stride);
+    }
+    const FourSums four = sum_lanes(sums[0], sums[1], sums[2], sums[3]);
+    std::memcpy(result + first, &four, std::min<int64_t>(4, rows - first) * sizeof(float));
   }
 }
 
@@ -143,6 +181,10 @@ template <typename Lanes>
 void row_major_products(const typename Lanes::element* weight, int64_t row_stride, int64_t rows,
                         const PackedTokens<typename Lanes::element>& tokens, int64_t depth,
                         float* result, int64_t result_stride) {
+  if (tokens.count == 1) {
+    row_major_token<Lanes>(weight, row_stride, rows, tokens.data.data(), depth, result);
+    return;
+  }
   for (int64_t row = 0; row < rows; row += 4) {
     for_tiles(tokens, [&](auto width, int64_t token, const auto* tile) {
       row_major_tile<Lanes, decltype(width)::value>(

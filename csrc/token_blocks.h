@@ -14,7 +14,7 @@ namespace coxcompile {
 // Block sizes chosen on Zen 4 (1 MB of second-level cache a core): the weight rows of a task and
 // the tokens they meet stay there together. Panels are smaller than a task's rows, so more tokens
 // fit beside them, and each further block of tokens packs the panels again.
-constexpr int64_t kTokensPerBlock = 128;
+constexpr int64_t kTokensPerBlock = 256;
 constexpr int64_t kTokensPerPanelBlock = 512;
 
 // What a thread keeps from task to task.
