@@ -15,6 +15,7 @@ PIP := $(VENV)/python -m pip --disable-pip-version-check
 # Prints the requirements that an expression over pyproject.toml gives, one a line.
 REQUIREMENTS = @$(VENV)/python -c 'import tomllib; config = tomllib.load(open("pyproject.toml", "rb")); project = config["project"]; extras = project["optional-dependencies"]; print(*$(1), sep="\n")'
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+CXX_TESTS := $(wildcard tests/amx/*.cpp tests/amx/*.h)
 # The folders of scripts, beside the package, that hold any.
 SCRIPTS := $(patsubst %/,%,$(sort $(dir $(wildcard examples/*.py benchmarks/*.py))))
 # The compiler that both setuptools and Inductor take. It is part of the stamp's name, so that a
@@ -82,7 +83,7 @@ paper: $(INSTALLED) ## predict the paper's figures into docs/paper/ (nothing is 
 lint: .venv/.packages ## check style: ruff, clang-format
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
-	$(if $(CXX_SOURCES),$(VENV)/clang-format --dry-run -Werror $(CXX_SOURCES))
+	$(if $(CXX_SOURCES),$(VENV)/clang-format --dry-run -Werror $(CXX_SOURCES) $(CXX_TESTS))
 
 # mypy knows nothing of setuptools' package-dir, which puts passes/ and runtime/ into the package,
 # so it gets a tree that looks like the installed package. Scripts import each other by bare name.
@@ -99,7 +100,7 @@ types: .venv/.packages ## check types: mypy
 format: .venv/.packages ## rewrite the sources in the project's style
 	$(VENV)/ruff check --fix
 	$(VENV)/ruff format
-	$(if $(CXX_SOURCES),$(VENV)/clang-format -i $(CXX_SOURCES))
+	$(if $(CXX_SOURCES),$(VENV)/clang-format -i $(CXX_SOURCES) $(CXX_TESTS))
 
 .PHONY: clean
 clean: ## remove what was built; .venv stays (rm -r .venv for that too)

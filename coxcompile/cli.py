@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import typer
 
 from coxcompile.commands.calibrate import calibrate
+from coxcompile.commands.doctor import doctor
 from coxcompile.commands.models import models
 from coxcompile.commands.plan import plan
 from coxcompile.commands.stratify import InputsError, stratify
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (plan, models, systems, calibrate, stratify, tune):
+for command in (plan, models, systems, calibrate, stratify, tune, doctor):
     app.command()(command)
 
 

@@ -58,15 +58,20 @@ class ExpertRunner {
     // waits for an expert's gate_up tasks waits only for tasks already running: no deadlock, no
     // barrier.
     at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
-      Scratch<scalar_t> scratch;
-      for (size_t i = next_task++; i < tasks_.size(); i = next_task++) {
-        if (tasks_[i].stage == Task::Stage::gate_up) {
-          run_gate_up(tasks_[i], scratch);
-        } else {
-          run_down(tasks_[i], scratch);
+      try {
+        Scratch<scalar_t> scratch;
+        for (size_t i = next_task++; i < tasks_.size() && !failed_; i = next_task++) {
+          if (tasks_[i].stage == Task::Stage::gate_up) {
+            run_gate_up(tasks_[i], scratch);
+          } else {
+            run_down(tasks_[i], scratch);
+          }
         }
+        release_panels<scalar_t>();
+      } catch (...) {
+        failed_ = true;  // nobody must wait for this thread's tasks
+        throw;
       }
-      release_panels<scalar_t>();
     });
   }
 
@@ -123,6 +128,9 @@ class ExpertRunner {
 
   void run_down(const Task& task, Scratch<scalar_t>& scratch) {
     while (pending_[task.expert].load(std::memory_order_acquire) > 0) {
+      if (failed_) {
+        return;
+      }
       std::this_thread::yield();
     }
     const auto projection = weights_.down_of(task.expert, dimensions_);
@@ -179,6 +187,7 @@ class ExpertRunner {
   const float* routing_weights_;
   Workspace<scalar_t>& workspace_;
   std::unique_ptr<std::atomic<int64_t>[]> pending_;  // gate_up tasks left, by expert
+  std::atomic<bool> failed_{false};
   const std::vector<Task> tasks_;
 };
 

@@ -7,6 +7,7 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
+#include <exception>
 #include <string>
 #include <type_traits>
 
@@ -36,12 +37,31 @@ bool has_avx512() {
   return supported;
 }
 
+// oneDNN says so only by failing: ONEDNN_MAX_CPU_ISA may have taken its kernel away.
+template <typename scalar_t>
+bool brgemm_works() {
+  static const bool works = [] {
+    const std::vector<scalar_t> operands(2 * kPanelRows, scalar_t(0));
+    std::vector<float> result(kPanelRows);
+    try {
+      cpublas::brgemm(1, kPanelRows, 2, 2, kPanelRows, kPanelRows, false, operands.data(),
+                      operands.data(), result.data(), kPaired<scalar_t>);
+      cpublas::brgemm_release(kPaired<scalar_t>);
+      return true;
+    } catch (const std::exception&) {
+      return false;
+    }
+  }();
+  return works;
+}
+
 }  // namespace
 
 template <typename scalar_t>
 int64_t least_tokens_for_panels(int64_t depth, bool transposed) {
   if constexpr (kHasBrgemm<scalar_t>) {
-    if (depth % 2 != 0 || !has_avx512() || !at::globalContext().userEnabledMkldnn()) {
+    if (depth % 2 != 0 || !has_avx512() || !at::globalContext().userEnabledMkldnn() ||
+        !brgemm_works<scalar_t>()) {
       return 0;
     }
     if constexpr (kPaired<scalar_t>) {
