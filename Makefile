@@ -31,13 +31,17 @@ help: ## list the targets
 demo: $(INSTALLED) ## compare eager, Inductor and coxmoe on a model (ARGS="--layers 2")
 	$(VENV)/python examples/quickstart.py $(ARGS)
 
+# Several processes, each with whole files: fixtures are shared within a file. Threads that wait for
+# work sleep, so that they do not take the cores from the other processes.
+PYTEST = OMP_WAIT_POLICY=passive $(VENV)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 .PHONY: test
 test: $(INSTALLED) ## run the tests, without the slow ones (ARGS="-k options")
-	$(VENV)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 .PHONY: test-all
 test-all: $(INSTALLED) ## run all tests
-	$(VENV)/python -m pytest -m "" $(ARGS)
+	$(PYTEST) -m "" $(ARGS)
 
 .PHONY: coexecution
 coexecution: $(INSTALLED) ## policies side by side on the emulated accelerator (ARGS="--policies coxmoe")
