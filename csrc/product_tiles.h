@@ -83,40 +83,54 @@ void row_major_tile(const typename Lanes::element* weight, int64_t row_stride, i
   }
 }
 
-// One token: each row by itself, so that memory is read in the order of addresses, which the
-// processor then fetches ahead as fast as it can be read at all.
-template <typename Lanes>
-void row_major_token(const typename Lanes::element* weight, int64_t row_stride, int64_t rows,
-                     const typename Lanes::element* token, int64_t depth, float* result) {
-  constexpr int kSteps = 4;
-  const auto sum_row = [&](const typename Lanes::element* row) {
-    FloatLanes accumulators[kSteps] = {};
+// Up to four tokens: each row by itself, so that memory is read in the order of addresses, which
+// the processor fetches ahead best. One token needs no other prefetch.
+template <typename Lanes, int TOKENS>
+void row_by_row(const typename Lanes::element* weight, int64_t row_stride, int64_t rows,
+                const typename Lanes::element* tokens, int64_t depth, float* result,
+                int64_t result_stride) {
+  constexpr int kSteps = TOKENS == 1 ? 4 : TOKENS == 2 ? 2 : 1;
+  constexpr int64_t kPrefetchBytes = 8 * 1024;
+  for (int64_t r = 0; r < rows; ++r) {
+    const typename Lanes::element* row = weight + r * row_stride;
+    FloatLanes accumulators[kSteps][TOKENS] = {};
+    const auto add_step = [&](const auto& row_operand, int64_t k, int step) {
+#pragma GCC unroll 4
+      for (int t = 0; t < TOKENS; ++t) {
+        accumulators[step][t] = Lanes::multiply_add(
+            accumulators[step][t], row_operand, Lanes::load(tokens + k * TOKENS + t * Lanes::step));
+      }
+    };
     int64_t k = 0;
     for (; k + kSteps * Lanes::step <= depth; k += kSteps * Lanes::step) {
 #pragma GCC unroll 4
-      for (int s = 0; s < kSteps; ++s) {
-        accumulators[s] =
-            Lanes::multiply_add(accumulators[s], Lanes::load(row + k + s * Lanes::step),
-                                Lanes::load(token + k + s * Lanes::step));
+      for (int step = 0; step < kSteps; ++step) {
+        const auto* source = row + k + step * Lanes::step;
+        if (TOKENS > 1) {
+          __builtin_prefetch(reinterpret_cast<const char*>(source) + kPrefetchBytes, 0, 2);
+        }
+        add_step(Lanes::load(source), k + step * Lanes::step, step);
       }
     }
-    for (; k + Lanes::step <= depth; k += Lanes::step) {
-      accumulators[0] =
-          Lanes::multiply_add(accumulators[0], Lanes::load(row + k), Lanes::load(token + k));
+    for (; k < depth; k += Lanes::step) {
+      add_step(
+          k + Lanes::step <= depth ? Lanes::load(row + k) : Lanes::load_partial(row + k, depth - k),
+          k, 0);
     }
-    if (k < depth) {
-      accumulators[1] = Lanes::multiply_add(
-          accumulators[1], Lanes::load_partial(row + k, depth - k), Lanes::load(token + k));
+    FloatLanes sums[4] = {};
+#pragma GCC unroll 4
+    for (int t = 0; t < TOKENS; ++t) {
+      sums[t] = accumulators[0][t];
+#pragma GCC unroll 4
+      for (int step = 1; step < kSteps; ++step) {
+        sums[t] += accumulators[step][t];
+      }
     }
-    return (accumulators[0] + accumulators[1]) + (accumulators[2] + accumulators[3]);
-  };
-  for (int64_t first = 0; first < rows; first += 4) {
-    FloatLanes sums[4];
-    for (int64_t r = 0; r < 4; ++r) {
-      sums[r] = sum_row(weight + std::min(first + r, rows - 1) * row_stride);
+    const FourSums of_tokens = sum_lanes(sums[0], sums[1], sums[2], sums[3]);
+#pragma GCC unroll 4
+    for (int t = 0; t < TOKENS; ++t) {
+      result[t * result_stride + r] = of_tokens[t];
     }
-    const FourSums four = sum_lanes(sums[0], sums[1], sums[2], sums[3]);
-    std::memcpy(result + first, &four, std::min<int64_t>(4, rows - first) * sizeof(float));
   }
 }
 
@@ -181,8 +195,13 @@ template <typename Lanes>
 void row_major_products(const typename Lanes::element* weight, int64_t row_stride, int64_t rows,
                         const PackedTokens<typename Lanes::element>& tokens, int64_t depth,
                         float* result, int64_t result_stride) {
-  if (tokens.count == 1) {
-    row_major_token<Lanes>(weight, row_stride, rows, tokens.data.data(), depth, result);
+  if (tokens.count <= 4) {
+    for_tiles(tokens, [&](auto width, int64_t, const auto* tile) {
+      constexpr int kTokens = decltype(width)::value;
+      if constexpr (kTokens <= 4) {
+        row_by_row<Lanes, kTokens>(weight, row_stride, rows, tile, depth, result, result_stride);
+      }
+    });
     return;
   }
   for (int64_t row = 0; row < rows; row += 4) {
