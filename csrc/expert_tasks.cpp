@@ -4,35 +4,47 @@
 
 #include <algorithm>
 
+#include "columns.h"
+
 namespace coxcompile {
 namespace {
 
-// From so many tokens on an expert's products are bound by computing.
-constexpr int64_t kManyTokens = 64;
+// Tasks of so many strips of rows are the smallest.
+constexpr int64_t kLeastRows = 2 * kStripRows;
+// So many tasks a thread, so that none idles for long at the end. Not many more: each prepares its
+// tokens anew, unless the thread's last task had the same.
+constexpr int64_t kTasksPerThread = 16;
+// Reading a weight takes as long as multiplying it by so many tokens.
+constexpr int64_t kTokensPerRead = 8;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-// An expert of few tokens is read faster in long runs of rows; one of many computes on blocks that
-// stay in the cache. Either way there are several tasks a thread, so that none idles at the end.
+// An expert is cut into tasks of about equal cost; experts of few tokens may be one task.
 std::vector<Task> plan_tasks(const Dimensions& dimensions, const Routing& routing) {
+  const auto cost_of_row = [&](int64_t expert) {
+    return routing.token_count(expert) + kTokensPerRead;
+  };
+  int64_t total = 0;
+  for (const int64_t expert : routing.active_experts) {
+    total += 3 * dimensions.intermediate * dimensions.hidden * cost_of_row(expert);
+  }
+  const int64_t task_cost = divide_up(total, kTasksPerThread * at::get_num_threads()) + 1;
   std::vector<Task> tasks;
-  const int64_t outputs = dimensions.intermediate * routing.active_experts.size();
-  const int64_t outputs_per_thread = outputs / (4 * at::get_num_threads());
-  const int64_t run = std::clamp<int64_t>(outputs_per_thread / 64 * 64, 64, 256);
-  const auto add = [&](Task::Stage stage, int64_t expert, int64_t rows, int64_t block) {
-    for (int64_t first = 0; first < rows; first += block) {
-      tasks.push_back({stage, expert, first, std::min(block, rows - first)});
+  const auto add = [&](Task::Stage stage, int64_t rows, int64_t depth) {
+    for (const int64_t expert : routing.active_experts) {
+      const int64_t pieces = divide_up(rows * depth * cost_of_row(expert), task_cost);
+      const int64_t block =
+          std::max(divide_up(divide_up(rows, pieces), kStripRows) * kStripRows, kLeastRows);
+      for (int64_t first = 0; first < rows; first += block) {
+        tasks.push_back({stage, expert, first, std::min(block, rows - first)});
+      }
     }
   };
-  const auto block_of = [&](int64_t expert) {
-    return routing.token_count(expert) >= kManyTokens ? 96 : run;
-  };
-  for (const int64_t expert : routing.active_experts) {
-    add(Task::Stage::gate_up, expert, dimensions.intermediate, block_of(expert));
-  }
-  for (const int64_t expert : routing.active_experts) {
-    add(Task::Stage::down, expert, dimensions.hidden, 2 * block_of(expert));
-  }
+  // A row of gate_up is one of gate and one of up.
+  add(Task::Stage::gate_up, dimensions.intermediate, 2 * dimensions.hidden);
+  add(Task::Stage::down, dimensions.hidden, dimensions.intermediate);
   return tasks;
 }
 
