@@ -7,7 +7,7 @@ import triton
 
 from coxcompile.runtime.kernels.gpu.sorting import count_choices, place_choices
 
-BLOCK_CHOICES = 256
+BLOCK_CHOICES = 128
 """Choices that one program sorts."""
 TILES_AT_A_TIME = 32
 

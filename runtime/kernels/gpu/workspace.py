@@ -17,7 +17,7 @@ def workspace_bytes(
     """
     padded_experts = max(2 * experts, 16)
     sorted_choices, tiles = choices, 2 * (choices + experts)
-    counts = (choices // 256 + 1) * padded_experts
+    counts = (choices // 128 + 1) * padded_experts
     integers = sorted_choices + experts + tiles + 1 + counts
     addresses = 6 * experts
     return choices * (hidden + intermediate) * element_bytes + 4 * integers + 8 * addresses
