@@ -11,7 +11,8 @@ pytest.importorskip("triton")
 
 from coxcompile.runtime.kernels.gating import Gating
 from coxcompile.runtime.kernels.gpu.configurations import ExpertConfiguration, ProductConfiguration
-from coxcompile.runtime.kernels.gpu.weights import ExpertWeights, Format
+from coxcompile.runtime.kernels.gpu.projections import Format
+from coxcompile.runtime.kernels.gpu.weights import ExpertWeights
 
 LARGEST = {"int8": 127, "int4": 7, "float8": 448}
 

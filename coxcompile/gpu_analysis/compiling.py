@@ -16,8 +16,9 @@ from coxcompile.runtime.kernels.gpu.configurations import (
 )
 from coxcompile.runtime.kernels.gpu.device import current_device
 from coxcompile.runtime.kernels.gpu.launches import down_, gate_up_
+from coxcompile.runtime.kernels.gpu.projections import Format
 from coxcompile.runtime.kernels.gpu.routing import Routing
-from coxcompile.runtime.kernels.gpu.weights import ExpertWeights, Format
+from coxcompile.runtime.kernels.gpu.weights import ExpertWeights
 
 TOKENS, TOP_K = 16, 2
 EVEN, UNEVEN = 256, 272

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from coxcompile.runtime.kernels.gating import Gating
-from coxcompile.runtime.kernels.gpu.weights import ExpertWeights, Format
+from coxcompile.runtime.kernels.gpu.projections import Format
+from coxcompile.runtime.kernels.gpu.weights import ExpertWeights
 
 WEIGHTS = ("bfloat16", "float16", "float32", "float8", "int8", "int4")
 """What weights can be stored as, named as in the table of configurations."""

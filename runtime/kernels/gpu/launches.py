@@ -10,9 +10,10 @@ from coxcompile.runtime.kernels.gpu.combine import combine_choices
 from coxcompile.runtime.kernels.gpu.configurations import ExpertConfiguration, ProductConfiguration
 from coxcompile.runtime.kernels.gpu.device import Device
 from coxcompile.runtime.kernels.gpu.products import project_down, project_gate_up
+from coxcompile.runtime.kernels.gpu.projections import PARTS
 from coxcompile.runtime.kernels.gpu.routing import Routing
 from coxcompile.runtime.kernels.gpu.triton_types import triton_type
-from coxcompile.runtime.kernels.gpu.weights import PARTS, ExpertWeights
+from coxcompile.runtime.kernels.gpu.weights import ExpertWeights
 
 COMBINED_AT_A_TIME = 1024
 """Outputs of a token that one program adds up."""

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from coxcompile.runtime.kernels.gpu.activation import activate
-from coxcompile.runtime.kernels.gpu.weight_tiles import unscaled, weight_descriptor, weight_tile
+from coxcompile.runtime.kernels.gpu.multiplying import address_of, multiply
 
 TILES_TOGETHER: tl.constexpr = tl.constexpr(8)
 """Tiles of tokens that run side by side over all blocks of outputs, so that both stay in cache."""
@@ -60,11 +60,11 @@ def project_gate_up(
         valid = positions < tl.load(ends + expert)
         tokens = tl.load(sorted_choices + positions, mask=valid, other=0) // TOP_K
         rows = hidden_states + tokens.to(tl.int64) * token_stride
-        weight = _address(weights, expert, WEIGHT_TYPE, ALIGNMENT)
-        scale = None if SCALE_TYPE is None else _address(scales, expert, SCALE_TYPE, 2)
+        weight = address_of(weights, expert, WEIGHT_TYPE, ALIGNMENT)
+        scale = None if SCALE_TYPE is None else address_of(scales, expert, SCALE_TYPE, 2)
         first = block * BLOCK_OUTPUTS
         if INTERLEAVED:
-            both, _ = _multiply(
+            both, _ = multiply(
                 rows,
                 valid,
                 weight,
@@ -88,7 +88,7 @@ def project_gate_up(
             pairs = both.reshape(BLOCK_OUTPUTS, 2, BLOCK_TOKENS)
             gate, up = pairs.permute(0, 2, 1).split()
         else:
-            gate, up = _multiply(
+            gate, up = multiply(
                 rows,
                 valid,
                 weight,
@@ -112,7 +112,7 @@ def project_gate_up(
         output = first + tl.arange(0, BLOCK_OUTPUTS)
         inside = output < intermediate
         if BIAS_TYPE is not None:
-            bias = _address(biases, expert, BIAS_TYPE, 2)
+            bias = address_of(biases, expert, BIAS_TYPE, 2)
             step = 2 if INTERLEAVED else 1
             gate_bias = tl.load(bias + output * step, mask=inside, other=0.0)
             bias += 1 if INTERLEAVED else intermediate
@@ -168,10 +168,10 @@ def project_down(
         valid = positions < tl.load(ends + expert)
         choices = tl.load(sorted_choices + positions, mask=valid, other=0)
         rows = activated + positions.to(tl.int64) * intermediate
-        weight = _address(weights, expert, WEIGHT_TYPE, ALIGNMENT)
-        scale = None if SCALE_TYPE is None else _address(scales, expert, SCALE_TYPE, 2)
+        weight = address_of(weights, expert, WEIGHT_TYPE, ALIGNMENT)
+        scale = None if SCALE_TYPE is None else address_of(scales, expert, SCALE_TYPE, 2)
         first = block * BLOCK_OUTPUTS
-        result, _ = _multiply(
+        result, _ = multiply(
             rows,
             valid,
             weight,
@@ -195,7 +195,7 @@ def project_down(
         output = first + tl.arange(0, BLOCK_OUTPUTS)
         inside = output < hidden
         if BIAS_TYPE is not None:
-            bias = _address(biases, expert, BIAS_TYPE, 2)
+            bias = address_of(biases, expert, BIAS_TYPE, 2)
             result += tl.load(bias + output, mask=inside, other=0.0).to(tl.float32)[:, None]
         factors = tl.load(routing_weights + choices, mask=valid, other=0.0).to(tl.float32)
         places = choices.to(tl.int64)[None, :] * hidden + output[:, None]
@@ -213,144 +213,3 @@ def _tile_and_block(work, tiles, blocks):
     size = tl.minimum(tiles - first, TILES_TOGETHER)
     rest = work % together
     return first + rest % size, rest // size
-
-
-@triton.jit
-def _address(table, expert, TYPE: tl.constexpr, ALIGNMENT: tl.constexpr):
-    address = tl.load(table + expert).to(tl.pointer_type(TYPE))
-    return tl.multiple_of(address, ALIGNMENT)
-
-
-@triton.jit
-def _multiply(
-    rows,
-    valid,
-    weight,
-    scales,
-    first_output,
-    second_offset,
-    outputs,
-    inputs,
-    groups,
-    TRANSPOSED: tl.constexpr,
-    FORMAT: tl.constexpr,
-    GROUPED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    EVEN_INPUTS: tl.constexpr,
-    PAIRED: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    BLOCK_OUTPUTS: tl.constexpr,
-    BLOCK_INPUTS: tl.constexpr,
-):
-    """W xᵀ [BLOCK_OUTPUTS, BLOCK_TOKENS] in float32, from ``first_output`` on.
-
-    If PAIRED, the same ``second_offset`` outputs further on is the second result. ``rows`` points
-    to each token's inputs. Scales are [outputs, groups]: one for so many inputs if GROUPED, else
-    one (groups = 1).
-    """
-    TYPE: tl.constexpr = rows.dtype.element_ty
-    at = tl.arange(0, BLOCK_INPUTS)
-    token_places = rows[:, None] + at[None, :]
-    first = tl.zeros((BLOCK_OUTPUTS, BLOCK_TOKENS), tl.float32)
-    second = tl.zeros((BLOCK_OUTPUTS, BLOCK_TOKENS), tl.float32)
-    descriptor = None
-    if DESCRIPTORS:
-        descriptor = weight_descriptor(
-            weight, outputs, inputs, TRANSPOSED, FORMAT, BLOCK_OUTPUTS, BLOCK_INPUTS
-        )
-    output = first_output + tl.arange(0, BLOCK_OUTPUTS)
-    for start in range(0, inputs, BLOCK_INPUTS):
-        mask = valid[:, None]
-        if not EVEN_INPUTS:
-            mask = mask & (at < inputs - start)[None, :]
-        tokens = tl.load(token_places + start, mask=mask, other=0.0).trans()
-        tile = weight_tile(
-            weight,
-            descriptor,
-            first_output,
-            start,
-            outputs,
-            inputs,
-            TRANSPOSED,
-            FORMAT,
-            BLOCK_OUTPUTS,
-            BLOCK_INPUTS,
-            EVEN_INPUTS,
-        )
-        group = start * groups // inputs
-        first = _add_product(
-            first,
-            tile,
-            tokens,
-            scales,
-            output,
-            outputs,
-            groups,
-            group,
-            FORMAT,
-            GROUPED,
-            PRECISION,
-            TYPE,
-        )
-        if PAIRED:
-            tile = weight_tile(
-                weight,
-                descriptor,
-                first_output + second_offset,
-                start,
-                outputs,
-                inputs,
-                TRANSPOSED,
-                FORMAT,
-                BLOCK_OUTPUTS,
-                BLOCK_INPUTS,
-                EVEN_INPUTS,
-            )
-            second = _add_product(
-                second,
-                tile,
-                tokens,
-                scales,
-                output + second_offset,
-                outputs,
-                groups,
-                group,
-                FORMAT,
-                GROUPED,
-                PRECISION,
-                TYPE,
-            )
-    if scales is not None and not GROUPED:
-        first *= _scales_of(scales, output, outputs, 1, 0)
-        if PAIRED:
-            second *= _scales_of(scales, output + second_offset, outputs, 1, 0)
-    return first, second
-
-
-@triton.jit
-def _add_product(
-    sums,
-    tile,
-    tokens,
-    scales,
-    output,
-    outputs,
-    groups,
-    group,
-    FORMAT: tl.constexpr,
-    GROUPED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    TYPE: tl.constexpr,
-):
-    numbers = unscaled(tile, FORMAT, TYPE)
-    if GROUPED:
-        product = tl.dot(numbers, tokens, input_precision=PRECISION)
-        return sums + product * _scales_of(scales, output, outputs, groups, group)
-    return tl.dot(numbers, tokens, sums, input_precision=PRECISION)
-
-
-@triton.jit
-def _scales_of(scales, output, outputs, groups, group):
-    scale = tl.load(scales + output * groups + group, mask=output < outputs, other=0.0)
-    return scale.to(tl.float32)[:, None]
