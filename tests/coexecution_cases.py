@@ -5,7 +5,6 @@ Skips them where its extension is not built.
 
 import contextlib
 import faulthandler
-import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from coxcompile.backend import coxmoe
 from coxcompile.planner.plan import ExpertSplit, Plan, StagePlan
 from coxcompile.runtime import emulated
 from coxcompile.runtime.session import Session
+from tests.emulated_cases import collect_leftovers
 from tests.models import FAMILIES, build
 
 pytest.importorskip("coxcompile._emulated", reason="the emulated accelerator is not built")
@@ -49,8 +49,7 @@ def clean_device_fixture() -> Iterator[None]:
     """Nothing compiled before, no limit and nothing failed after; a test that hangs is ended."""
     torch._dynamo.reset()
     emulated.load()
-    if emulated.statistics().allocated_bytes:  # of an earlier test, in a cycle of references
-        gc.collect()
+    collect_leftovers()
     emulated.configure()
     faulthandler.dump_traceback_later(LONGEST_SECONDS, exit=True)
     yield

@@ -1,6 +1,7 @@
 """What tests of the emulated accelerator share. Skips them where its extension is not built."""
 
 import ctypes
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,19 @@ pytest.importorskip("coxcompile._emulated", reason="the emulated accelerator is 
 def device_fixture() -> Iterator[torch.device]:
     """The device, with nothing configured, enqueued or counted."""
     device = emulated.load()
+    collect_leftovers()
     emulated.configure()
     emulated.reset_statistics()
     yield device
     emulated.take_error()
     emulated.configure()
     torch.accelerator.set_stream(torch.Stream(device))
+
+
+def collect_leftovers() -> None:
+    """Free what earlier tests of the process left on the device, in cycles of references."""
+    if emulated.statistics().allocated_bytes:
+        gc.collect()
 
 
 @contextmanager
