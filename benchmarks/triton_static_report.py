@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from coxcompile.gpu_analysis.analysis import Analysis, analyse
 from coxcompile.gpu_analysis.bounds import Bounds, bounds
 from coxcompile.gpu_analysis.expected_routing import ExpertLayer
-from coxcompile.gpu_analysis.helpers import compiled_helpers
 from coxcompile.gpu_analysis.machine_code import MachineCode, Resources, machine_code, resources
 from coxcompile.gpu_analysis.products import PRODUCTS, Product, products
+from coxcompile.gpu_analysis.routing_kernels import compiled_routing_kernels
 from coxcompile.gpu_analysis.targets import Target
 from coxcompile.planner.models import model_named
 from coxcompile.runtime.kernels.gpu.configurations import (
@@ -84,7 +84,7 @@ def kernel_rows(target: Target, weights: Sequence[str], rows: Sequence[Row]) -> 
         product = products(LAYERS[0], stored)[PRODUCTS.index(name)]
         analysis = analyse(target, product, block_tokens, configuration)
         result.append(_product_row(target, product, analysis))
-    for kernel in compiled_helpers(target):
+    for kernel in compiled_routing_kernels(target):
         taken, code = resources(kernel, target), machine_code(kernel, target)
         result.append(_row(target, kernel.name, "", taken, code))
     return result

@@ -27,7 +27,7 @@ class Kernels:
 
     ``provider`` is "native" (C++) or "plain" (PyTorch calls). Of the native ones, by dtype:
     ``instruction_sets`` of the products of few tokens, and ``panel_tokens``, from how many tokens
-    on an expert's weights are multiplied as panels by oneDNN (0: never).
+    on an expert's weights, stored transposed, are multiplied as panels by oneDNN (0: never).
     """
 
     provider: Provider

@@ -11,7 +11,10 @@ namespace coxcompile {
 // multiple of the rows of every tile, and of 16.
 constexpr int64_t kStripRows = 48;
 
-// Some tokens as columns, in groups of up to four vectors of 16: [group][depth / 2][width][2],
+// Vectors of 16 tokens that meet a pair of weights together, at most.
+constexpr int64_t kMostVectors = 4;
+
+// Some tokens as columns, in groups of up to kMostVectors vectors: [group][depth / 2][width][2],
 // padded with zeros to whole vectors.
 template <typename scalar_t>
 struct ColumnTokens {
@@ -20,7 +23,7 @@ struct ColumnTokens {
   int64_t depth = 0;
 
   int64_t vectors() const { return (count + 15) / 16; }
-  int64_t groups() const { return (vectors() + 3) / 4; }
+  int64_t groups() const { return (vectors() + kMostVectors - 1) / kMostVectors; }
   // The first vector of a group; groups are of about equal width.
   int64_t first_vector(int64_t group) const { return vectors() * group / groups(); }
 
@@ -34,7 +37,8 @@ struct ColumnTokens {
 template <typename scalar_t>
 int64_t tokens_as_columns(int64_t count, int64_t depth);
 
-// result[token * result_stride + row] = sum_k weight[row * row_stride + k] * token[k], in float32.
+// result[token * result_stride + row] = sum_k weight[row * row_stride + k] * token[k], in float32,
+// for at most kStripRows rows.
 template <typename scalar_t>
 void multiply_columns(const scalar_t* weight, int64_t row_stride, int64_t rows,
                       const ColumnTokens<scalar_t>& tokens, float* result, int64_t result_stride);

@@ -9,12 +9,12 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
 namespace coxcompile {
 namespace {
+#include "transpose_words.h"
 
 using Element = at::BFloat16;
 
 // Of so much depth tokens and a strip's weights stay in the second-level cache (1 MB on Zen 4).
 constexpr int64_t kDepthBlock = 1024;
-constexpr int64_t kMostVectors = 4;
 
 // Sums and one operand of each vector of tokens fill the 32 registers, with one weight pair.
 constexpr int rows_of_tile(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
@@ -89,45 +89,20 @@ using ColumnTile = void (*)(const Element*, int64_t, int64_t, const Element*, in
 constexpr ColumnTile kColumnTiles[] = {column_tile<1>, column_tile<2>, column_tile<3>,
                                        column_tile<4>};
 
-// result[token * result_stride + row] = sums[row * 16 + token], 16 of each.
-void transpose_block(const float* sums, int64_t sums_stride, int64_t tokens, int64_t rows,
-                     float* result, int64_t result_stride) {
-  __m512 a[16];
-  __m512 b[16];
+// result[token * result_stride + row] = sums[row * sums_stride + token], up to 16 of each.
+void transpose_sums(const float* sums, int64_t sums_stride, int64_t tokens, int64_t rows,
+                    float* result, int64_t result_stride) {
+  __m512i of_rows[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) {
-    a[i] = _mm512_loadu_ps(sums + i * sums_stride);
+    of_rows[i] = _mm512_loadu_si512(sums + i * sums_stride);
   }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    b[2 * i] = _mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]);
-    b[2 * i + 1] = _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    a[4 * i] = _mm512_shuffle_ps(b[4 * i], b[4 * i + 2], 0x44);
-    a[4 * i + 1] = _mm512_shuffle_ps(b[4 * i], b[4 * i + 2], 0xee);
-    a[4 * i + 2] = _mm512_shuffle_ps(b[4 * i + 1], b[4 * i + 3], 0x44);
-    a[4 * i + 3] = _mm512_shuffle_ps(b[4 * i + 1], b[4 * i + 3], 0xee);
-  }
-  // a[4 * q + w] now holds rows 4q..4q+3 of the tokens w, w + 4, w + 8, w + 12.
   const auto mask = static_cast<__mmask16>((uint32_t{1} << rows) - 1);
-  const auto store = [&](int token, __m512 quarters) {
+  transpose_words(of_rows, [&](int token, __m512i of_token) {
     if (token < tokens) {
-      _mm512_mask_storeu_ps(result + token * result_stride, mask, quarters);
+      _mm512_mask_storeu_epi32(result + token * result_stride, mask, of_token);
     }
-  };
-#pragma GCC unroll 4
-  for (int w = 0; w < 4; ++w) {
-    const __m512 even_low = _mm512_shuffle_f32x4(a[w], a[w + 4], 0x88);
-    const __m512 odd_low = _mm512_shuffle_f32x4(a[w], a[w + 4], 0xdd);
-    const __m512 even_high = _mm512_shuffle_f32x4(a[w + 8], a[w + 12], 0x88);
-    const __m512 odd_high = _mm512_shuffle_f32x4(a[w + 8], a[w + 12], 0xdd);
-    store(w, _mm512_shuffle_f32x4(even_low, even_high, 0x88));
-    store(w + 8, _mm512_shuffle_f32x4(even_low, even_high, 0xdd));
-    store(w + 4, _mm512_shuffle_f32x4(odd_low, odd_high, 0x88));
-    store(w + 12, _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd));
-  }
+  });
 }
 
 }  // namespace
@@ -136,31 +111,28 @@ void multiply_columns_avx512_bf16(const Element* weight, int64_t row_stride, int
                                   const ColumnTokens<Element>& tokens, float* result,
                                   int64_t result_stride) {
   alignas(64) float sums[kStripRows * 16 * kMostVectors];
-  for (int64_t strip = 0; strip < rows; strip += kStripRows) {
-    const int64_t strip_rows = std::min(kStripRows, rows - strip);
-    for (int64_t group = 0; group < tokens.groups(); ++group) {
-      const int64_t first = 16 * tokens.first_vector(group);
-      const int64_t vectors = tokens.first_vector(group + 1) - tokens.first_vector(group);
-      const int64_t width = 16 * vectors;
-      const Element* group_tokens = tokens.data.data() + first * tokens.depth;
-      const int64_t tile_rows = rows_of_tile(vectors);
-      for (int64_t k = 0; k < tokens.depth; k += kDepthBlock) {
-        const int64_t depth = std::min(kDepthBlock, tokens.depth - k);
-        for (int64_t row = 0; row < strip_rows; row += tile_rows) {
-          const Element* tile = weight + (strip + row) * row_stride + k;
-          // Other groups find the weights in the cache, where the first one has them brought; after
-          // the last row there are those of another matrix, or nothing, which does no harm.
-          const Element* next = group == 0 ? tile + tile_rows * row_stride : nullptr;
-          kColumnTiles[vectors - 1](tile, row_stride, strip_rows - row, group_tokens + k * width,
-                                    depth, k > 0, next, sums + row * width, width);
-        }
+  for (int64_t group = 0; group < tokens.groups(); ++group) {
+    const int64_t first = 16 * tokens.first_vector(group);
+    const int64_t vectors = tokens.first_vector(group + 1) - tokens.first_vector(group);
+    const int64_t width = 16 * vectors;
+    const Element* group_tokens = tokens.data.data() + first * tokens.depth;
+    const int64_t tile_rows = rows_of_tile(vectors);
+    for (int64_t k = 0; k < tokens.depth; k += kDepthBlock) {
+      const int64_t depth = std::min(kDepthBlock, tokens.depth - k);
+      for (int64_t row = 0; row < rows; row += tile_rows) {
+        const Element* tile = weight + row * row_stride + k;
+        // Other groups find the weights in the cache, where the first one has them brought; after
+        // the last row there are those of another matrix, or nothing, which does no harm.
+        const Element* next = group == 0 ? tile + tile_rows * row_stride : nullptr;
+        kColumnTiles[vectors - 1](tile, row_stride, rows - row, group_tokens + k * width, depth,
+                                  k > 0, next, sums + row * width, width);
       }
-      for (int64_t row = 0; row < strip_rows; row += 16) {
-        for (int64_t token = 0; token < width && first + token < tokens.count; token += 16) {
-          transpose_block(sums + row * width + token, width, tokens.count - first - token,
-                          std::min<int64_t>(16, strip_rows - row),
-                          result + (first + token) * result_stride + strip + row, result_stride);
-        }
+    }
+    for (int64_t row = 0; row < rows; row += 16) {
+      for (int64_t token = 0; token < width && first + token < tokens.count; token += 16) {
+        transpose_sums(sums + row * width + token, width, tokens.count - first - token,
+                       std::min<int64_t>(16, rows - row),
+                       result + (first + token) * result_stride + row, result_stride);
       }
     }
   }

@@ -34,7 +34,8 @@ std::vector<Task> plan_tasks(const Dimensions& dimensions, const Routing& routin
   std::vector<Task> tasks;
   const auto add = [&](Task::Stage stage, int64_t rows, int64_t depth) {
     for (const int64_t expert : routing.active_experts) {
-      const int64_t pieces = divide_up(rows * depth * cost_of_row(expert), task_cost);
+      const int64_t cost = rows * depth * cost_of_row(expert);
+      const int64_t pieces = std::max<int64_t>(divide_up(cost, task_cost), 1);
       const int64_t block =
           std::max(divide_up(divide_up(rows, pieces), kStripRows) * kStripRows, kLeastRows);
       for (int64_t first = 0; first < rows; first += block) {

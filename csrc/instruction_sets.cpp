@@ -2,7 +2,7 @@
 //
 //   coxmoe::cpu_instruction_sets() -> Dict(str, str)  by dtype, of the register tiles
 //   coxmoe::cpu_panel_tokens() -> Dict(str, int)      by dtype, from how many tokens of an expert
-//                                                     on panels are multiplied; 0: never
+//                                                     on transposed weights go by panels; 0: never
 #include <ATen/core/Dict.h>
 #include <torch/library.h>
 

@@ -7,12 +7,13 @@
 #pragma GCC target("avx512f,avx512bw")
 namespace coxcompile {
 namespace {
+#include "transpose_words.h"
 
 // panel[word * panel_rows + row] = the word at weight[row * stride + word * group]. Bytes are moved
 // with memcpy: weights need not be aligned to words.
 template <int64_t group, typename scalar_t>
-void transpose_words(const scalar_t* weight, int64_t stride, int64_t row_begin, int64_t row_end,
-                     int64_t word_begin, int64_t word_end, int64_t panel_rows, scalar_t* panel) {
+void copy_words(const scalar_t* weight, int64_t stride, int64_t row_begin, int64_t row_end,
+                int64_t word_begin, int64_t word_end, int64_t panel_rows, scalar_t* panel) {
   for (int64_t row = row_begin; row < row_end; ++row) {
     for (int64_t word = word_begin; word < word_end; ++word) {
       std::memcpy(panel + (word * panel_rows + row) * group, weight + row * stride + word * group,
@@ -21,45 +22,17 @@ void transpose_words(const scalar_t* weight, int64_t stride, int64_t row_begin, 
   }
 }
 
-// A block of 16 rows by 16 words, transposed in registers: rows are interleaved by words, then by
-// pairs of words, then by quarters of a register.
+// A block of 16 rows by 16 words.
 template <int64_t group, typename scalar_t>
 void transpose_block(const scalar_t* weight, int64_t stride, int64_t panel_rows, scalar_t* panel) {
-  __m512i a[16];
-  __m512i b[16];
+  __m512i rows[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) {
-    a[i] = _mm512_loadu_si512(weight + i * stride);
+    rows[i] = _mm512_loadu_si512(weight + i * stride);
   }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
-    b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    a[4 * i] = _mm512_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
-    a[4 * i + 1] = _mm512_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
-    a[4 * i + 2] = _mm512_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
-    a[4 * i + 3] = _mm512_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
-  }
-  // a[4 * q + w] now holds rows 4q..4q+3 of the words w, w + 4, w + 8, w + 12.
-#pragma GCC unroll 4
-  for (int w = 0; w < 4; ++w) {
-    const __m512i even_low = _mm512_shuffle_i32x4(a[w], a[w + 4], 0x88);
-    const __m512i odd_low = _mm512_shuffle_i32x4(a[w], a[w + 4], 0xdd);
-    const __m512i even_high = _mm512_shuffle_i32x4(a[w + 8], a[w + 12], 0x88);
-    const __m512i odd_high = _mm512_shuffle_i32x4(a[w + 8], a[w + 12], 0xdd);
-    const auto store = [&](int word, __m512i low, __m512i high, bool second) {
-      const __m512i rows =
-          second ? _mm512_shuffle_i32x4(low, high, 0xdd) : _mm512_shuffle_i32x4(low, high, 0x88);
-      _mm512_storeu_si512(panel + word * panel_rows * group, rows);
-    };
-    store(w, even_low, even_high, false);
-    store(w + 8, even_low, even_high, true);
-    store(w + 4, odd_low, odd_high, false);
-    store(w + 12, odd_low, odd_high, true);
-  }
+  transpose_words(rows, [&](int word, __m512i of_rows) {
+    _mm512_storeu_si512(panel + word * panel_rows * group, of_rows);
+  });
 }
 
 template <int64_t group, typename scalar_t>
@@ -74,8 +47,8 @@ void transpose(const scalar_t* weight, int64_t stride, int64_t rows, int64_t dep
                              panel + (word * panel_rows + row) * group);
     }
   }
-  transpose_words<group>(weight, stride, 0, whole_rows, whole_words, words, panel_rows, panel);
-  transpose_words<group>(weight, stride, whole_rows, rows, 0, words, panel_rows, panel);
+  copy_words<group>(weight, stride, 0, whole_rows, whole_words, words, panel_rows, panel);
+  copy_words<group>(weight, stride, whole_rows, rows, 0, words, panel_rows, panel);
 }
 
 }  // namespace

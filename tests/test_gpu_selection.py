@@ -13,12 +13,12 @@ from coxcompile.gpu_analysis.bounds import bounds
 from coxcompile.gpu_analysis.candidates import candidates, estimated_seconds
 from coxcompile.gpu_analysis.compiling import PLAIN, Form, compiled_product, other_forms
 from coxcompile.gpu_analysis.expected_routing import ExpertLayer
-from coxcompile.gpu_analysis.helpers import compiled_helpers
 from coxcompile.gpu_analysis.machine_code import MachineCode, Resources, machine_code, resources
 from coxcompile.gpu_analysis.matrix_instructions import MatrixWork
 from coxcompile.gpu_analysis.occupancy import Occupancy
 from coxcompile.gpu_analysis.prediction import predict
 from coxcompile.gpu_analysis.products import PRODUCTS, Product, ProductName, products
+from coxcompile.gpu_analysis.routing_kernels import compiled_routing_kernels
 from coxcompile.gpu_analysis.selection import BUCKETS, best, cases, rows
 from coxcompile.gpu_analysis.targets import TARGETS, MmaKind, Target
 from coxcompile.runtime.kernels.gpu.configurations import ProductConfiguration
@@ -259,7 +259,7 @@ def test_forms_are_compiled_apart() -> None:
 
 
 def test_kernels_around_the_products() -> None:
-    kernels = {kernel.name: kernel for kernel in compiled_helpers(A100)}
+    kernels = {kernel.name: kernel for kernel in compiled_routing_kernels(A100)}
     assert set(kernels) == {"count_choices", "place_choices", "combine_choices"}
     for kernel in kernels.values():
         assert resources(kernel, A100).occupancy.ctas > 0

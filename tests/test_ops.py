@@ -225,6 +225,18 @@ def test_any_shape(data: st.DataObject) -> None:
     ).check()
 
 
+@pytest.mark.parametrize(("hidden", "intermediate"), [(8, 0), (0, 8)])
+def test_experts_without_a_size_give_zeros(hidden: int, intermediate: int) -> None:
+    gate_up = torch.randn(2, 2 * intermediate, hidden)
+    down = torch.randn(2, hidden, intermediate)
+    ids = torch.zeros(3, 1, dtype=torch.int64)
+    output = torch.ops.coxmoe.coalesced_experts(
+        torch.randn(3, hidden), ids, torch.ones(3, 1), gate_up, down
+    )
+    assert output.shape == (3, hidden)
+    assert not output.any()
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("tokens", [3, 200])
 @pytest.mark.usefixtures("restored_threads")

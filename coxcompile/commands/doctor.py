@@ -52,7 +52,7 @@ def rows(found: "Diagnosis") -> Iterator[tuple[str, str]]:
     yield "expert kernels", kernels.provider
     for dtype, instruction_set in kernels.instruction_sets.items():
         tokens = kernels.panel_tokens[dtype]
-        panels = f"; from {tokens} tokens an expert on, oneDNN" if tokens else ""
+        panels = f"; transposed weights, from {tokens} tokens on: oneDNN" if tokens else ""
         yield f"in {dtype}", f"{instruction_set}{panels}"
     yield "PyTorch's kernels", found.capability
     if found.onednn is None:

@@ -15,8 +15,8 @@ from triton.compiler import CompiledKernel
 from triton.runtime import _allocation, driver
 from triton.runtime.jit import JITFunction
 
+from coxcompile.gpu_analysis.targets import TARGETS, Target
 from coxcompile.runtime.emulated.triton_interpreter import interpret, tensors_in
-from coxcompile.runtime.emulated.triton_targets import TARGETS, EmulatedTarget
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,13 @@ class _Launcher:
 class _Utilities:
     """What Triton asks about a device, and loads kernels onto it with."""
 
-    def __init__(self, emulated: EmulatedTarget) -> None:
-        self.emulated = emulated
+    def __init__(self, target: Target) -> None:
+        self.target = target
 
     def get_device_properties(self, device: str) -> dict[str, int]:
         return {
-            "max_shared_mem": self.emulated.shared_memory,
-            "warpSize": self.emulated.target.warp_size,
+            "max_shared_mem": self.target.shared_bytes_per_cta,
+            "warpSize": self.target.warp_size,
         }
 
     def load_binary(
@@ -132,8 +132,8 @@ class _Driver(DriverBase):  # type: ignore[misc]
 
     def __init__(self, name: str, execute: bool) -> None:
         self.name = name
-        self.emulated = TARGETS[name]
-        self.utils = _Utilities(self.emulated)
+        self.target = TARGETS[name]
+        self.utils = _Utilities(self.target)
         self.execute = execute
         self.launches: list[Launch] = []
         self.thread = threading.get_ident()
@@ -170,7 +170,9 @@ class _Driver(DriverBase):  # type: ignore[misc]
         raise NotImplementedError("emulated launches have no C++ launcher")
 
     def get_current_target(self) -> GPUTarget:
-        return self.emulated.target
+        if self.target.is_amd:
+            return GPUTarget("hip", self.name, self.target.warp_size)
+        return GPUTarget("cuda", int(self.name.removeprefix("sm_")), self.target.warp_size)
 
     def get_active_torch_device(self) -> torch.device:
         return torch.device("cpu")

@@ -13,7 +13,7 @@ from coxcompile.runtime.kernels.gpu.weights import ExpertWeights
 EXPERTS, TOP_K, TOKENS, WIDTH = 128, 8, 64, 2048
 
 
-def compiled_helpers(target: Target, block_tokens: int = 64) -> list[Any]:
+def compiled_routing_kernels(target: Target, block_tokens: int = 64) -> list[Any]:
     """Their ``CompiledKernel``s, for 128 experts, top 8 and 2048 outputs."""
     matrices = (torch.empty(2 * WIDTH, WIDTH), torch.empty(WIDTH, WIDTH))
     expert_ids = torch.zeros(TOKENS, TOP_K, dtype=torch.int64)
