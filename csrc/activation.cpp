@@ -7,11 +7,7 @@
 #include <cstring>
 #include <string>
 
-#if defined(__x86_64__)
-#define COXCOMPILE_VECTOR_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define COXCOMPILE_VECTOR_CLONES
-#endif
+#include "vector_clones.h"
 
 namespace coxcompile {
 namespace {

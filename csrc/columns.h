@@ -3,7 +3,8 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+
+#include "aligned_vector.h"
 
 namespace coxcompile {
 
@@ -18,7 +19,7 @@ constexpr int64_t kMostVectors = 4;
 // padded with zeros to whole vectors.
 template <typename scalar_t>
 struct ColumnTokens {
-  std::vector<scalar_t> data;
+  AlignedVector<scalar_t> data;
   int64_t count = 0;
   int64_t depth = 0;
 

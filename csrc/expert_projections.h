@@ -9,6 +9,7 @@
 #include "expert_call.h"
 #include "panels.h"
 #include "products.h"
+#include "row_arithmetic.h"
 
 namespace coxcompile {
 
@@ -79,15 +80,14 @@ struct Projection {
           multiply_columns(block + row * depth, depth, rows, tokens.columns, result + row,
                            result_stride);
         }
-        kernels.row_major(block + row * depth, depth, rows, tokens.tiles, depth,
-                          result + tokens.columns.count * result_stride + row, result_stride);
+        kernels.row_major(block + row * depth, depth, rows, tokens.columns.count > 0, tokens.tiles,
+                          depth, result + tokens.columns.count * result_stride + row,
+                          result_stride);
       }
     }
     if (bias != nullptr) {
       for (int64_t t = 0; t < tokens.count; ++t) {
-        for (int64_t i = 0; i < count; ++i) {
-          result[t * result_stride + i] += static_cast<float>(bias[first + i]);
-        }
+        add_row(bias + first, count, result + t * result_stride);
       }
     }
   }

@@ -11,6 +11,7 @@
 
 #include "expert_projections.h"
 #include "expert_tasks.h"
+#include "row_arithmetic.h"
 #include "token_blocks.h"
 
 namespace coxcompile {
@@ -76,18 +77,15 @@ class ExpertRunner {
   }
 
   void replace(scalar_t* output) const {
-    for_tokens([&](int64_t token) {
-      combine(token, [&](int64_t i, float sum) {
-        output[token * dimensions_.hidden + i] = static_cast<scalar_t>(sum);
-      });
+    for_sums([&](int64_t token, int64_t first, int64_t count, const float* sums) {
+      round_row(sums, count, output + token * dimensions_.hidden + first);
     });
   }
 
   void add(float* output) const {
-    for_tokens([&](int64_t token) {
+    for_sums([&](int64_t token, int64_t first, int64_t count, const float* sums) {
       if (routing_.token_rows[token] < routing_.token_rows[token + 1]) {
-        combine(token,
-                [&](int64_t i, float sum) { output[token * dimensions_.hidden + i] += sum; });
+        add_row(sums, count, output + token * dimensions_.hidden + first);
       }
     });
   }
@@ -115,11 +113,9 @@ class ExpertRunner {
         const float* gate = products + t * stride;
         activate(activation_, gate, interleaved ? gate + 1 : gate + task.count, interleaved ? 2 : 1,
                  task.count, activated);
-        scalar_t* destination =
-            workspace_.intermediate.data() + (position + t) * dimensions_.intermediate + task.first;
-        for (int64_t i = 0; i < task.count; ++i) {
-          destination[i] = static_cast<scalar_t>(activated[i]);
-        }
+        round_row(activated, task.count,
+                  workspace_.intermediate.data() + (position + t) * dimensions_.intermediate +
+                      task.first);
       }
     };
     for_token_blocks(task, routing_, projection, row, scratch, body);
@@ -142,41 +138,33 @@ class ExpertRunner {
       projection.run(task.first, task.count, scratch.tokens, scratch.products.data(), task.count,
                      scratch.panel);
       for (int64_t t = 0; t < token_count; ++t) {
-        float* destination = workspace_.weighted.data() +
-                             routing_.rows[position + t] * dimensions_.hidden + task.first;
-        const float* source = scratch.products.data() + t * task.count;
-        const float routing_weight = routing_weights_[routing_.choices[position + t]];
-        for (int64_t i = 0; i < task.count; ++i) {
-          destination[i] = routing_weight * source[i];
-        }
+        scale_row(scratch.products.data() + t * task.count,
+                  routing_weights_[routing_.choices[position + t]], task.count,
+                  workspace_.weighted.data() + routing_.rows[position + t] * dimensions_.hidden +
+                      task.first);
       }
     };
     for_token_blocks(task, routing_, projection, row, scratch, body);
   }
 
+  // Calls body(token, first hidden index, number of them, sums over the token's choices). Choices
+  // are summed in the router's order, whoever computed them: the result has the same bits for any
+  // number of threads.
   template <typename Body>
-  void for_tokens(const Body& body) const {
+  void for_sums(const Body& body) const {
+    constexpr int64_t kMost = 512;
     at::parallel_for(0, dimensions_.tokens, 16, [&](int64_t begin, int64_t end) {
+      float sums[kMost];
       for (int64_t token = begin; token < end; ++token) {
-        body(token);
+        const int64_t row = routing_.token_rows[token];
+        for (int64_t first = 0; first < dimensions_.hidden; first += kMost) {
+          const int64_t count = std::min(kMost, dimensions_.hidden - first);
+          sum_rows(workspace_.weighted.data() + row * dimensions_.hidden + first,
+                   routing_.token_rows[token + 1] - row, dimensions_.hidden, count, sums);
+          body(token, first, count, sums);
+        }
       }
     });
-  }
-
-  // A token's choices are summed in the router's order, whoever computed them: the result has the
-  // same bits for any number of threads. Calls store(i, sum) for each hidden index.
-  template <typename Store>
-  void combine(int64_t token, const Store& store) const {
-    const int64_t begin = routing_.token_rows[token];
-    const int64_t choices = routing_.token_rows[token + 1] - begin;
-    const float* first = workspace_.weighted.data() + begin * dimensions_.hidden;
-    for (int64_t i = 0; i < dimensions_.hidden; ++i) {
-      float sum = 0;
-      for (int64_t choice = 0; choice < choices; ++choice) {
-        sum += first[choice * dimensions_.hidden + i];
-      }
-      store(i, sum);
-    }
   }
 
   const Dimensions dimensions_;

@@ -193,9 +193,9 @@ void for_tiles(const PackedTokens<scalar_t>& tokens, const Body& body) {
 
 template <typename Lanes>
 void row_major_products(const typename Lanes::element* weight, int64_t row_stride, int64_t rows,
-                        const PackedTokens<typename Lanes::element>& tokens, int64_t depth,
-                        float* result, int64_t result_stride) {
-  if (tokens.count <= 4) {
+                        bool cached, const PackedTokens<typename Lanes::element>& tokens,
+                        int64_t depth, float* result, int64_t result_stride) {
+  if (tokens.count <= 4 && !cached) {
     for_tiles(tokens, [&](auto width, int64_t, const auto* tile) {
       constexpr int kTokens = decltype(width)::value;
       if constexpr (kTokens <= 4) {

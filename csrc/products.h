@@ -7,6 +7,8 @@
 #include <cstring>
 #include <vector>
 
+#include "aligned_vector.h"
+
 namespace coxcompile {
 
 // How many of the `left` tokens go into the next register tile. 7 and 8 go as 4 + 3 and 4 + 4: a
@@ -21,7 +23,7 @@ inline int64_t tile_width(int64_t left) {
 // not.
 template <typename scalar_t>
 struct PackedTokens {
-  std::vector<scalar_t> data;
+  AlignedVector<scalar_t> data;
   int64_t count = 0;
   int64_t padded_depth = 0;
 
@@ -51,7 +53,8 @@ template <typename scalar_t>
 struct ProductKernels {
   // weight [rows, depth] with `row_stride` elements between rows (nn.Linear's layout):
   //   result[token * result_stride + row] = sum_k weight[row * row_stride + k] * token[k]
-  using RowMajor = void (*)(const scalar_t* weight, int64_t row_stride, int64_t rows,
+  // `cached`: the rows have just been read, so their order does not matter.
+  using RowMajor = void (*)(const scalar_t* weight, int64_t row_stride, int64_t rows, bool cached,
                             const PackedTokens<scalar_t>& tokens, int64_t depth, float* result,
                             int64_t result_stride);
   // weight [depth, columns] with `depth_stride` elements between rows (GPT-OSS's layout):
