@@ -51,6 +51,15 @@ coexecution: $(INSTALLED) ## policies side by side on the emulated accelerator (
 bench: $(INSTALLED) ## time the experts alone against others and the roofline (ARGS="--tokens 1,8")
 	$(VENV)/python benchmarks/experts.py $(ARGS)
 
+.PHONY: bench-peers
+bench-peers: $(INSTALLED) build/peers/.installed ## the same beside zentorch, SGLang's kernel and vLLM's
+	PYTHONPATH=build/peers $(VENV)/python benchmarks/experts.py --peers $(ARGS)
+
+build/peers/.installed: benchmarks/peers.txt | .venv/.packages
+	rm -rf build/peers
+	$(PIP) install --no-deps --target build/peers -r benchmarks/peers.txt
+	@touch $@
+
 # For machines that cannot download: GPU_PYTHON=python3 has all packages but ours.
 GPU_PYTHON ?=
 ifeq ($(GPU_PYTHON),)
