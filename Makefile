@@ -43,6 +43,31 @@ test: $(INSTALLED) ## run the tests, without the slow ones (ARGS="-k options")
 test-all: $(INSTALLED) ## run all tests
 	$(PYTEST) -m "" $(ARGS)
 
+# Intel Extension for PyTorch takes PyTorch 2.8, so it gets an environment of its own. Both come from
+# PyPI without dependencies; PyTorch's is a CUDA build, for whose libraries stubs are made. The package
+# is installed without C++ kernels (CXX=none names no compiler); tests run where its sources are not.
+.PHONY: test-ipex
+test-ipex: build/ipex/.installed ## test the experts of Intel Extension for PyTorch, beside PyTorch 2.8
+	ln -sfn ../../tests ../../pyproject.toml build/ipex
+	cd build/ipex && venv/bin/python -m pytest tests/ipex $(ARGS)
+
+IPEX_PIP := build/ipex/venv/bin/python -m pip --disable-pip-version-check
+
+build/ipex/.packages: pyproject.toml tests/ipex/requirements.txt tests/ipex/stub_libraries.py | .venv/bin/pip
+	rm -rf build/ipex
+	.venv/bin/python -m venv build/ipex/venv
+	$(call REQUIREMENTS,[r for r in project["dependencies"] + extras["examples"] + extras["dev"] if not r.startswith(("torch", "ruff", "mypy", "clang"))]) \
+	    | $(IPEX_PIP) install -r /dev/stdin -r tests/ipex/requirements.txt
+	$(IPEX_PIP) install --no-deps torch==2.8.0 intel-extension-for-pytorch==2.8.0
+	build/ipex/venv/bin/python tests/ipex/stub_libraries.py build/ipex/venv/lib/python3*/site-packages/torch/lib
+	@touch $@
+
+build/ipex/.installed: build/ipex/.packages pyproject.toml setup.py $(shell find coxcompile passes runtime -name '*.py' -o -name '*.json')
+	rm -rf build/ipex/source && mkdir build/ipex/source
+	cp -r pyproject.toml setup.py README.md LICENSE coxcompile passes runtime build/ipex/source
+	CXX=none $(IPEX_PIP) install --no-build-isolation --no-deps --force-reinstall build/ipex/source
+	@touch $@
+
 .PHONY: coexecution
 coexecution: $(INSTALLED) ## policies side by side on the emulated accelerator (ARGS="--policies coxmoe")
 	$(VENV)/python examples/coexecution.py $(ARGS)

@@ -16,6 +16,7 @@ from coxcompile.passes.verify import DeviceMemoryError
 from coxcompile.pipeline import run_passes
 from coxcompile.planner.plan import Plan
 from coxcompile.planner.policies import DoesNotFitError
+from coxcompile.runtime.kernels import ipex_obstacle
 from coxcompile.runtime.session import Session
 
 PLANS_TRIED = 8
@@ -193,5 +194,20 @@ def refuse_contradictions(options: Options, accelerator: str) -> None:
             'option "pack_linears": weights are packed without an accelerator; use '
             'accelerator="none" or leave it out'
         )
+    if options.cpu_kernels == "ipex":
+        problems += _ipex_problems(accelerator)
     if problems:
         raise OptionsError(problems)
+
+
+def _ipex_problems(accelerator: str) -> list[str]:
+    asked = 'option "cpu_kernels": got "ipex"'
+    problems = []
+    if accelerator != "none":
+        problems.append(
+            f"{asked}, which does not divide experts with an accelerator, but there is one: "
+            f'{accelerator}; use accelerator="none" or cpu_kernels="auto"'
+        )
+    if (obstacle := ipex_obstacle()) is not None:
+        problems.append(f'{asked}, but {obstacle.reason}; {obstacle.remedy}, or use "auto"')
+    return problems

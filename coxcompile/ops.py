@@ -29,6 +29,16 @@ outputs) or "interleaved" (gate, up, gate, up, …). Sums are in float32; the sa
 same bits for any number of threads. Weights must be contiguous; they are read where they lie. Wrong
 arguments raise ``ValueError`` (``IndexError`` for an expert id out of range) naming the argument.
 
+Where each expert has tensors of its own, none of them is copied either::
+
+    coxmoe::coalesced_experts.separate(hidden_states, expert_ids, routing_weights, gate, up, down,
+                                       gate_bias, up_bias, down_bias, *, activation, alpha, limit)
+                                       -> Tensor
+
+``gate`` and ``up`` are lists of E tensors [I, H], ``down`` of [H, I], ``gate_bias`` and ``up_bias``
+of [I], ``down_bias`` of [H], or None. The two halves of a concatenated weight
+[2 I, H] are ``weight[:I]`` and ``weight[I:]``. On the CPU only.
+
 Where a layer's experts are divided (paper §3.2: some on the accelerator, some on the CPU), each
 share of them is::
 
@@ -56,6 +66,11 @@ down_bias         [S, H] or None                                      hidden_sta
 On the CPU a slot beyond S raises ``ValueError``; on a GPU, where nothing waits for the device, ids
 and slots are not checked.
 
+``coxmoe::ipex_experts(hidden_states, expert_ids, routing_weights, gate_up, down)`` is
+``coalesced_experts`` by Intel Extension for PyTorch (the option ``cpu_kernels``): bfloat16, H and I
+multiples of 32, "silu", "concatenated", not transposed, without biases. The weights are the model's
+own; packed copies of them are kept beside. Intermediate results are rounded to bfloat16.
+
 ``coxmoe::streamed_linear(input, weight, bias)`` is ``torch.nn.functional.linear`` for few tokens:
 input [..., inputs], weight [outputs, inputs] contiguous, bias [outputs] or None, all of one dtype.
 
@@ -64,9 +79,12 @@ expert occurs in expert_ids ([T, top_k], as above). Only graphs that count choic
 §4.3; the option ``count_choices``).
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from coxcompile.runtime.kernels import (
+    ipex_experts,
     load_cpu_kernels,
     plain_count_choices_,
     triton_kernel,
@@ -85,6 +103,13 @@ _library.define(
     tags=_TAGS,
 )
 _library.define(
+    "coalesced_experts.separate(Tensor hidden_states, Tensor expert_ids, Tensor routing_weights, "
+    "Tensor[] gate, Tensor[] up, Tensor[] down, Tensor[]? gate_bias=None, Tensor[]? up_bias=None, "
+    'Tensor[]? down_bias=None, *, str activation="silu", float alpha=1.0, float? limit=None) '
+    "-> Tensor",
+    tags=_TAGS,
+)
+_library.define(
     "experts_subset_(Tensor(a!) output, Tensor hidden_states, Tensor expert_ids, "
     f"Tensor routing_weights, Tensor expert_slots, {_WEIGHTS_AND_OPTIONS}) -> ()",
     tags=_TAGS,
@@ -94,6 +119,12 @@ _library.impl("experts_subset_", triton_kernel("experts_subset_"), "CUDA")
 _library.define(
     "streamed_linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor", tags=_TAGS
 )
+_library.define(
+    "ipex_experts(Tensor hidden_states, Tensor expert_ids, Tensor routing_weights, Tensor gate_up, "
+    "Tensor down) -> Tensor",
+    tags=_TAGS,
+)
+_library.impl("ipex_experts", ipex_experts, "CPU")
 _library.define("count_choices_(Tensor(a!) counts, Tensor expert_ids) -> ()", tags=_TAGS)
 _library.impl("count_choices_", plain_count_choices_, "CompositeExplicitAutograd")
 
@@ -111,6 +142,25 @@ def _fake_coalesced_experts(
     activation: str = "silu",
     gate_layout: str = "concatenated",
     transposed: bool = False,
+    alpha: float = 1.0,
+    limit: float | None = None,
+) -> torch.Tensor:
+    return hidden_states.new_empty(hidden_states.shape)
+
+
+@torch.library.register_fake("coxmoe::coalesced_experts.separate")
+def _fake_coalesced_separate_experts(
+    hidden_states: torch.Tensor,
+    expert_ids: torch.Tensor,
+    routing_weights: torch.Tensor,
+    gate: Sequence[torch.Tensor],
+    up: Sequence[torch.Tensor],
+    down: Sequence[torch.Tensor],
+    gate_bias: Sequence[torch.Tensor] | None = None,
+    up_bias: Sequence[torch.Tensor] | None = None,
+    down_bias: Sequence[torch.Tensor] | None = None,
+    *,
+    activation: str = "silu",
     alpha: float = 1.0,
     limit: float | None = None,
 ) -> torch.Tensor:
@@ -136,6 +186,17 @@ def _fake_experts_subset_(
     limit: float | None = None,
 ) -> None:
     return None
+
+
+@torch.library.register_fake("coxmoe::ipex_experts")
+def _fake_ipex_experts(
+    hidden_states: torch.Tensor,
+    expert_ids: torch.Tensor,
+    routing_weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+) -> torch.Tensor:
+    return hidden_states.new_empty(hidden_states.shape)
 
 
 @torch.library.register_fake("coxmoe::streamed_linear")

@@ -18,6 +18,7 @@ from coxcompile.runtime.session import Session
 
 Training = Literal["error", "eager"]
 AcceleratorName = Literal["auto", "cuda", "emulated", "none"]
+CpuKernels = Literal["auto", "ipex"]
 GpuKernels = Literal["auto", "triton", "torch"]
 
 
@@ -93,6 +94,15 @@ class Options:
             help="Where the compiled graph counts, on every call, how often each layer's experts"
             " are chosen; None counts nothing and costs nothing.",
             check=checks.counters(),
+        ),
+    )
+    cpu_kernels: CpuKernels = field(
+        default="auto",
+        metadata=declare(
+            help="What computes the experts without an accelerator; auto: coxcompile's C++ kernels,"
+            " or PyTorch calls where they were not built. ipex: Intel Extension for PyTorch 2.8,"
+            " which keeps a second, packed copy of their weights.",
+            check=checks.one_of(*get_args(CpuKernels)),
         ),
     )
 

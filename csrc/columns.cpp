@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "panel_layout.h"
+#include "thresholds.h"
 
 namespace coxcompile {
 
@@ -16,21 +17,12 @@ void multiply_columns_avx512_bf16(const at::BFloat16* weight, int64_t row_stride
                                   const ColumnTokens<at::BFloat16>& tokens, float* result,
                                   int64_t result_stride);
 
-namespace {
-
-// With fewer tokens vectors are too empty, and one vector alone is bound by loading the weights:
-// each broadcast of two of them is used by as many products as there are vectors.
-constexpr int64_t kLeastTokens = 27;
-constexpr int64_t kLeastTokensInLastVector = 11;
-
-bool multiplies_bfloat16() {
+bool has_columns() {
   static const bool supported = at::get_cpu_capability().rfind("AVX512", 0) == 0 &&
                                 __builtin_cpu_supports("avx512bw") &&
                                 __builtin_cpu_supports("avx512bf16");
   return supported;
 }
-
-}  // namespace
 
 template <typename scalar_t>
 void ColumnTokens<scalar_t>::pack(const scalar_t* tokens, int64_t token_count,
@@ -54,11 +46,12 @@ void ColumnTokens<scalar_t>::pack(const scalar_t* tokens, int64_t token_count,
 
 template <typename scalar_t>
 int64_t tokens_as_columns(int64_t count, int64_t depth) {
-  if (!std::is_same_v<scalar_t, at::BFloat16> || count < kLeastTokens || depth % 2 != 0 ||
-      !multiplies_bfloat16()) {
+  const int64_t least = column_threshold();
+  if (!std::is_same_v<scalar_t, at::BFloat16> || least == 0 || count < least || depth % 2 != 0 ||
+      !has_columns()) {
     return 0;
   }
-  return count % 16 < kLeastTokensInLastVector ? count / 16 * 16 : count;
+  return count % 16 < last_vector_threshold() ? count / 16 * 16 : count;
 }
 
 template <typename scalar_t>

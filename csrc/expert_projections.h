@@ -1,8 +1,10 @@
-// One expert's two projections of some of its tokens: by panels, or as columns and register tiles.
+// One expert's projections of some of its tokens: by panels, or as columns and register tiles.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
+#include <variant>
 #include <vector>
 
 #include "columns.h"
@@ -24,12 +26,12 @@ struct TokenBlock {
   std::vector<scalar_t> gathered;
 };
 
-// One expert's projection: depth inputs to `outputs` outputs, in either of the two layouts.
+// One expert's projection of `depth` inputs, in either of the two layouts.
 template <typename scalar_t>
 struct Projection {
   const scalar_t* weight;
   const scalar_t* bias;  // nullptr for none
-  int64_t outputs;
+  int64_t stride;        // between rows of the weight
   int64_t depth;
   bool transposed;
 
@@ -65,8 +67,7 @@ struct Projection {
   void run(int64_t first, int64_t count, const TokenBlock<scalar_t>& tokens, float* result,
            int64_t result_stride, std::vector<scalar_t>& panel) const {
     const auto& kernels = product_kernels<scalar_t>();
-    const scalar_t* block = transposed ? weight + first : weight + first * depth;
-    const int64_t stride = transposed ? outputs : depth;
+    const scalar_t* block = weight + first * (transposed ? 1 : stride);
     if (tokens.rows != nullptr) {
       multiply_by_panels(block, stride, transposed, count, depth, tokens.rows, depth, tokens.count,
                          result, result_stride, panel);
@@ -77,11 +78,11 @@ struct Projection {
       for (int64_t row = 0; row < count; row += kStripRows) {
         const int64_t rows = std::min(kStripRows, count - row);
         if (tokens.columns.count > 0) {
-          multiply_columns(block + row * depth, depth, rows, tokens.columns, result + row,
+          multiply_columns(block + row * stride, stride, rows, tokens.columns, result + row,
                            result_stride);
         }
-        kernels.row_major(block + row * depth, depth, rows, tokens.columns.count > 0, tokens.tiles,
-                          depth, result + tokens.columns.count * result_stride + row,
+        kernels.row_major(block + row * stride, stride, rows, tokens.columns.count > 0,
+                          tokens.tiles, depth, result + tokens.columns.count * result_stride + row,
                           result_stride);
       }
     }
@@ -93,39 +94,85 @@ struct Projection {
   }
 };
 
+// Where the weights of all experts lie.
 template <typename scalar_t>
-struct ExpertWeights {
-  const scalar_t* gate_up;
-  const scalar_t* down;
-  const scalar_t* gate_up_bias;
-  const scalar_t* down_bias;
-  bool interleaved;
-  bool transposed;
-
-  explicit ExpertWeights(const ExpertCall& call)
-      : gate_up(call.gate_up.const_data_ptr<scalar_t>()),
-        down(call.down.const_data_ptr<scalar_t>()),
-        gate_up_bias(data(call.gate_up_bias)),
-        down_bias(data(call.down_bias)),
-        interleaved(call.interleaved),
-        transposed(call.transposed) {}
-
-  Projection<scalar_t> gate_up_of(int64_t expert, const Dimensions& d) const {
-    const int64_t outputs = 2 * d.intermediate;
-    return {gate_up + expert * outputs * d.hidden,
-            gate_up_bias == nullptr ? nullptr : gate_up_bias + expert * outputs, outputs, d.hidden,
-            transposed};
+class ExpertWeights {
+ public:
+  explicit ExpertWeights(const ExpertCall& call) : dimensions_(call.dimensions) {
+    addresses_.resize(dimensions_.experts);
+    std::visit([&](const auto& weights) { set_addresses(weights); }, call.weights);
   }
-  Projection<scalar_t> down_of(int64_t expert, const Dimensions& d) const {
-    return {down + expert * d.hidden * d.intermediate,
-            down_bias == nullptr ? nullptr : down_bias + expert * d.hidden, d.hidden,
-            d.intermediate, transposed};
+
+  bool interleaved() const { return interleaved_; }
+
+  // Concatenated: intermediate outputs each. Interleaved: gate_of has the outputs of both.
+  Projection<scalar_t> gate_of(int64_t expert) const {
+    return {addresses_[expert].gate, addresses_[expert].gate_bias, gate_stride_, dimensions_.hidden,
+            transposed_};
+  }
+  Projection<scalar_t> up_of(int64_t expert) const {
+    return {addresses_[expert].up, addresses_[expert].up_bias, gate_stride_, dimensions_.hidden,
+            transposed_};
+  }
+  Projection<scalar_t> down_of(int64_t expert) const {
+    return {addresses_[expert].down, addresses_[expert].down_bias,
+            transposed_ ? dimensions_.hidden : dimensions_.intermediate, dimensions_.intermediate,
+            transposed_};
   }
 
  private:
-  static const scalar_t* data(const OptionalTensor& bias) {
-    return bias.has_value() ? bias->const_data_ptr<scalar_t>() : nullptr;
+  struct Addresses {
+    const scalar_t* gate = nullptr;
+    const scalar_t* up = nullptr;
+    const scalar_t* down = nullptr;
+    const scalar_t* gate_bias = nullptr;
+    const scalar_t* up_bias = nullptr;
+    const scalar_t* down_bias = nullptr;
+  };
+
+  void set_addresses(const StackedWeights& weights) {
+    const auto [hidden, intermediate] = std::pair(dimensions_.hidden, dimensions_.intermediate);
+    interleaved_ = weights.interleaved;
+    transposed_ = weights.transposed;
+    gate_stride_ = transposed_ ? 2 * intermediate : hidden;
+    const scalar_t* gate_up = weights.gate_up.const_data_ptr<scalar_t>();
+    const scalar_t* down = weights.down.const_data_ptr<scalar_t>();
+    for (int64_t expert = 0; expert < dimensions_.experts; ++expert) {
+      Addresses& addresses = addresses_[expert];
+      addresses.gate = gate_up + expert * 2 * intermediate * hidden;
+      addresses.up = addresses.gate + (transposed_ ? intermediate : intermediate * hidden);
+      addresses.down = down + expert * hidden * intermediate;
+      if (weights.gate_up_bias.has_value()) {
+        addresses.gate_bias =
+            weights.gate_up_bias->const_data_ptr<scalar_t>() + expert * 2 * intermediate;
+        addresses.up_bias = addresses.gate_bias + intermediate;
+      }
+      if (weights.down_bias.has_value()) {
+        addresses.down_bias = weights.down_bias->const_data_ptr<scalar_t>() + expert * hidden;
+      }
+    }
   }
+
+  void set_addresses(const SeparateWeights& weights) {
+    gate_stride_ = dimensions_.hidden;
+    const auto bias = [](const OptionalTensors& list, int64_t expert) {
+      return list.has_value() ? (*list)[expert].const_data_ptr<scalar_t>() : nullptr;
+    };
+    for (int64_t expert = 0; expert < dimensions_.experts; ++expert) {
+      addresses_[expert] = {weights.gate[expert].const_data_ptr<scalar_t>(),
+                            weights.up[expert].const_data_ptr<scalar_t>(),
+                            weights.down[expert].const_data_ptr<scalar_t>(),
+                            bias(weights.gate_bias, expert),
+                            bias(weights.up_bias, expert),
+                            bias(weights.down_bias, expert)};
+    }
+  }
+
+  const Dimensions dimensions_;
+  std::vector<Addresses> addresses_;
+  int64_t gate_stride_ = 0;
+  bool interleaved_ = false;
+  bool transposed_ = false;
 };
 
 }  // namespace coxcompile

@@ -92,9 +92,9 @@ class ExpertRunner {
 
  private:
   void run_gate_up(const Task& task, Scratch<scalar_t>& scratch) {
-    const auto projection = weights_.gate_up_of(task.expert, dimensions_);
+    const auto gate = weights_.gate_of(task.expert);
     const int64_t stride = 2 * task.count;
-    const bool interleaved = weights_.interleaved;
+    const bool interleaved = weights_.interleaved();
     const auto row = [&](int64_t position) {
       return hidden_states_ + routing_.choices[position] / dimensions_.top_k * dimensions_.hidden;
     };
@@ -103,22 +103,23 @@ class ExpertRunner {
       float* products = scratch.products.data();
       float* activated = products + token_count * stride;
       if (interleaved) {
-        projection.run(2 * task.first, stride, scratch.tokens, products, stride, scratch.panel);
+        gate.run(2 * task.first, stride, scratch.tokens, products, stride, scratch.panel);
       } else {
-        projection.run(task.first, task.count, scratch.tokens, products, stride, scratch.panel);
-        projection.run(dimensions_.intermediate + task.first, task.count, scratch.tokens,
-                       products + task.count, stride, scratch.panel);
+        gate.run(task.first, task.count, scratch.tokens, products, stride, scratch.panel);
+        weights_.up_of(task.expert)
+            .run(task.first, task.count, scratch.tokens, products + task.count, stride,
+                 scratch.panel);
       }
       for (int64_t t = 0; t < token_count; ++t) {
-        const float* gate = products + t * stride;
-        activate(activation_, gate, interleaved ? gate + 1 : gate + task.count, interleaved ? 2 : 1,
-                 task.count, activated);
+        const float* row_products = products + t * stride;
+        activate(activation_, row_products, row_products + (interleaved ? 1 : task.count),
+                 interleaved ? 2 : 1, task.count, activated);
         round_row(activated, task.count,
                   workspace_.intermediate.data() + (position + t) * dimensions_.intermediate +
                       task.first);
       }
     };
-    for_token_blocks(task, routing_, projection, row, scratch, body);
+    for_token_blocks(task, routing_, gate, row, scratch, body);
     pending_[task.expert].fetch_sub(1, std::memory_order_release);
   }
 
@@ -129,7 +130,7 @@ class ExpertRunner {
       }
       std::this_thread::yield();
     }
-    const auto projection = weights_.down_of(task.expert, dimensions_);
+    const auto projection = weights_.down_of(task.expert);
     const auto row = [&](int64_t position) {
       return workspace_.intermediate.data() + position * dimensions_.intermediate;
     };

@@ -44,9 +44,10 @@ void experts_subset_(at::Tensor& output, const at::Tensor& hidden_states,
                      const OptionalTensor& down_bias, c10::string_view activation,
                      c10::string_view gate_layout, bool transposed, double alpha,
                      std::optional<double> limit) {
-  const ExpertCall call =
-      checked_call(kOp, hidden_states, expert_ids, routing_weights, gate_up, down, gate_up_bias,
-                   down_bias, activation, gate_layout, transposed, alpha, limit);
+  const StackedWeights weights{
+      gate_up, down, gate_up_bias, down_bias, is_interleaved(kOp, gate_layout), transposed};
+  const ExpertCall call = checked_call(kOp, hidden_states, expert_ids, routing_weights, weights,
+                                       {activation, alpha, limit});
   check_output(output, hidden_states);
   const Routing routing = call.routing(checked_slots(expert_slots, call.dimensions.experts));
   if (!routing.choices.empty()) {

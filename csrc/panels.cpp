@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "panel_layout.h"
+#include "thresholds.h"
 
 namespace coxcompile {
 namespace {
@@ -57,23 +58,24 @@ bool brgemm_works() {
 
 }  // namespace
 
+bool has_panels(bool transposed) {
+  static const bool multiplies_bfloat16 = __builtin_cpu_supports("avx512bf16");
+  // could_pack is oneDNN's word for AMX.
+  static const bool amx = cpublas::could_pack(at::kBFloat16);
+  return has_avx512() && (amx || (transposed && multiplies_bfloat16)) &&
+         brgemm_works<at::BFloat16>();
+}
+
 template <typename scalar_t>
 int64_t least_tokens_for_panels(int64_t depth, bool transposed) {
   if constexpr (kHasBrgemm<scalar_t>) {
-    if (depth % 2 != 0 || !has_avx512() || !at::globalContext().userEnabledMkldnn() ||
-        !brgemm_works<scalar_t>()) {
+    if (depth % 2 != 0 || !at::globalContext().userEnabledMkldnn()) {
       return 0;
     }
     if constexpr (kPaired<scalar_t>) {
-      static const bool multiplies_bfloat16 = __builtin_cpu_supports("avx512bf16");
-      // could_pack is oneDNN's word for AMX, whose tiles are full from 16 tokens on.
-      static const bool amx = cpublas::could_pack(at::kBFloat16);
-      if (amx) {
-        return 16;
-      }
-      return transposed && multiplies_bfloat16 ? 64 : 0;
+      return has_panels(transposed) ? panel_threshold(has_panels(false)) : 0;
     } else {
-      return 64;
+      return has_avx512() && brgemm_works<scalar_t>() ? 64 : 0;
     }
   }
   return 0;

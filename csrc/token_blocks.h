@@ -44,7 +44,9 @@ void for_token_blocks(const Task& task, const Routing& routing,
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t position = begin + count * block / blocks;
     const int64_t token_count = begin + count * (block + 1) / blocks - position;
-    if (scratch.position != position || scratch.stage != task.stage) {
+    // Thresholds that are set meanwhile change the size of blocks.
+    if (scratch.position != position || scratch.stage != task.stage ||
+        scratch.tokens.count != token_count) {
       scratch.rows.resize(token_count);
       for (int64_t t = 0; t < token_count; ++t) {
         scratch.rows[t] = row(position + t);

@@ -19,6 +19,7 @@ from coxcompile.passes.plan import plan
 from coxcompile.passes.schedule import schedule
 from coxcompile.passes.split_experts import split_experts
 from coxcompile.passes.stream_linears import stream_linears
+from coxcompile.passes.use_ipex_experts import use_ipex_experts
 from coxcompile.passes.verify import verify
 
 PASSES: tuple[Pass, ...] = (
@@ -28,6 +29,7 @@ PASSES: tuple[Pass, ...] = (
     group_query_heads,
     stream_linears,
     count_choices,
+    use_ipex_experts,
 )
 
 COEXECUTION_PASSES: tuple[Pass, ...] = (

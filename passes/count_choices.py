@@ -13,8 +13,8 @@ def count_choices(graph_module: GraphModule, context: PassContext) -> GraphModul
     """Put a ``coxmoe::count_choices_`` before each ``coxmoe::coalesced_experts``.
 
     It adds the block's expert ids to the counter that ``options.count_choices`` holds for the
-    block's layer, a buffer of the graph. Runs last, since earlier passes read graphs without
-    mutation. Must not fire without that option. A block that was left alone is not counted; the
+    block's layer, a buffer of the graph. Runs after the passes that read graphs without mutation.
+    Must not fire without that option. A block that was left alone is not counted; the
     counts say so.
     """
     counts = context.options.count_choices

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule, Node
-from torch.fx.passes.tools_common import stable_topological_sort
 from torch.fx.passes.utils.fuser_utils import erase_nodes, fuse_as_graphmodule, topo_sort
 
 from coxcompile.passes.context import PassContext
@@ -31,6 +30,9 @@ def partition(graph_module: GraphModule, context: PassContext) -> GraphModule:
     these as views, so that a partition can write to the input and is like others. Where layers wait
     for their weights, no partition spans two layers: it would need the weights of both at once.
     """
+    # Not at the top: PyTorch 2.8 lacks it, and compiles for CPUs all the same.
+    from torch.fx.passes.tools_common import stable_topological_sort
+
     assert context.placement is not None
     kinds = _kinds(graph_module, by_layer=not context.placement.plan.fetches_overlap)
     levels = _levels(graph_module, kinds)

@@ -152,7 +152,13 @@ def test_one_dropped_letter_is_always_recognised(name: str, data: st.DataObject)
     dropped = data.draw(st.integers(0, len(name) - 1))
     misspelt = name[:dropped] + name[dropped + 1 :]
     (problem,) = problems_of({misspelt: DEFAULTS[name]})
-    assert problem.endswith(f'did you mean "{name}"?')
+    # cpu_kernels and gpu_kernels without their first letters are the same.
+    meant = [known for known in NAMES if misspelt in _with_one_letter_dropped(known)]
+    assert any(problem.endswith(f'did you mean "{known}"?') for known in meant)
+
+
+def _with_one_letter_dropped(name: str) -> set[str]:
+    return {name[:dropped] + name[dropped + 1 :] for dropped in range(len(name))}
 
 
 def test_all_problems_are_reported_at_once() -> None:

@@ -19,6 +19,8 @@ def _name(node: Node) -> str:
     source = getattr(node, "_dynamo_source", None)
     if source is None:
         return node.name
-    name = _FIRST_OF_ARGUMENTS.sub(".", source.name)
+    # A method in PyTorch 2.8, a property since.
+    full_name = source.name() if callable(source.name) else source.name
+    name = _FIRST_OF_ARGUMENTS.sub(".", full_name)
     keys = [quoted or attribute for quoted, attribute in _KEYS.findall(name)]
     return ".".join(key for key in keys if key not in _CONTAINERS)

@@ -9,7 +9,12 @@ import torch
 
 from coxcompile.runtime.kernels.count_choices import count_choices_ as plain_count_choices_
 from coxcompile.runtime.kernels.grouped import experts_subset_ as grouped_experts_subset_
+from coxcompile.runtime.kernels.ipex import ipex_experts
+from coxcompile.runtime.kernels.ipex_installation import ipex_obstacle, load_ipex
 from coxcompile.runtime.kernels.plain import coalesced_experts as plain_coalesced_experts
+from coxcompile.runtime.kernels.plain import (
+    coalesced_separate_experts as plain_coalesced_separate_experts,
+)
 from coxcompile.runtime.kernels.plain import experts_subset_ as plain_experts_subset_
 from coxcompile.runtime.kernels.rows import PackedRows, add_rows_, pack_rows
 from coxcompile.runtime.kernels.toolchain import inductor_obstacle, report_missing
@@ -19,9 +24,13 @@ __all__ = [
     "add_rows_",
     "grouped_experts_subset_",
     "inductor_obstacle",
+    "ipex_experts",
+    "ipex_obstacle",
     "load_cpu_kernels",
+    "load_ipex",
     "pack_rows",
     "plain_coalesced_experts",
+    "plain_coalesced_separate_experts",
     "plain_count_choices_",
     "plain_experts_subset_",
     "report_missing",
@@ -54,6 +63,7 @@ def load_cpu_kernels(library: torch.library.Library) -> str:
         return "native"
     report_missing(native=False, obstacle=inductor_obstacle())
     library.impl("coalesced_experts", plain_coalesced_experts, "CPU")
+    library.impl("coalesced_experts.separate", plain_coalesced_separate_experts, "CPU")
     library.impl("experts_subset_", plain_experts_subset_, "CPU")
     library.impl("streamed_linear", torch.nn.functional.linear, "CPU")
     return "plain"
