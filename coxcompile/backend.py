@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from coxcompile.coexecution import compile_coexecution, refuse_contradictions
+from coxcompile.expert_thresholds import apply_calibrated_thresholds
 from coxcompile.inspect.names import input_names
 from coxcompile.options import Options
 from coxcompile.passes import PASSES, PassContext, lower
@@ -41,6 +42,7 @@ def coxmoe(
 
     Raises:
         OptionsError: an option is unknown or wrong, or options contradict each other.
+        RecordError: this machine's calibration file is damaged.
         TrainingNotSupportedError: gradients are enabled and an input requires them.
     """
     chosen = Options.from_user(options)
@@ -49,6 +51,7 @@ def coxmoe(
     names = input_names(graph_module)
     if (trained := _first_requiring_gradient(example_inputs)) is not None:
         return _without_compiling(graph_module, chosen, names[trained])
+    apply_calibrated_thresholds()
     if accelerator != "none":
         return compile_coexecution(graph_module, example_inputs, names, chosen, accelerator)
     context = PassContext(chosen, example_inputs, names)

@@ -1,5 +1,6 @@
 """``coxmoe calibrate``: this machine's speeds, measured with the kernels that will run."""
 
+import contextlib
 import datetime
 import statistics
 from collections.abc import Callable, Sequence
@@ -8,9 +9,19 @@ from typing import get_args
 
 import torch
 
-from coxcompile.hardware import Dtype, EfficiencyCurve, HardwareSpec, Link, Processor
+from coxcompile.expert_thresholds import expert_loops, restored_thresholds, set_thresholds
+from coxcompile.hardware import (
+    Dtype,
+    EfficiencyCurve,
+    ExpertThresholds,
+    HardwareSpec,
+    Link,
+    Processor,
+)
 from coxcompile.machine import Machine, this_machine
 from coxcompile.measurement.cpu import CpuProbe
+from coxcompile.measurement.expert_loops import STEPS as THRESHOLD_STEPS
+from coxcompile.measurement.expert_loops import measure_thresholds
 from coxcompile.measurement.gpu import GpuProbe
 from coxcompile.measurement.probe import Probe, Sample
 from coxcompile.measurement.progress import progress_bar
@@ -28,7 +39,8 @@ def calibrate(
     """Measure this machine's CPU, and its GPU and link if it has one.
 
     Takes about a minute, needs 1 GB of memory, and wants the machine to itself: other work on it
-    makes everything look slow. Not measured: disks.
+    makes everything look slow. Not measured: disks. In bfloat16, unless ``quick``, the thresholds
+    between the expert kernel's loops come first, and are in force while speeds are measured.
 
     Args:
         progress: show a progress bar on stderr.
@@ -48,10 +60,19 @@ def calibrate(
     rows, rounds = (QUICK_ROWS, QUICK_ROUNDS) if quick else (ROWS, ROUNDS)
     probes: list[Probe] = [cpu] if gpu is None else [cpu, gpu]
     steps = len(probes) * len(rows) * (rounds + 1)
-    with scheduled_first(), progress_bar("calibrating", steps, shown=progress) as advance:
+    has_thresholds = dtype == "bfloat16" and not quick and bool(expert_loops())
+    steps += THRESHOLD_STEPS if has_thresholds else 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(scheduled_first())
+        advance = stack.enter_context(progress_bar("calibrating", steps, shown=progress))
+        thresholds = None
+        if has_thresholds:
+            stack.enter_context(restored_thresholds())
+            thresholds = measure_thresholds(advance=advance)
+            set_thresholds(thresholds)
         readings = [take_readings(probe, rows, rounds, advance) for probe in probes]
         links = gpu.links() if gpu else None
-    return hardware_of(machine, dtype, readings, links, source=_source(quick))
+    return hardware_of(machine, dtype, readings, links, _source(quick), thresholds)
 
 
 @dataclass(frozen=True)
@@ -134,6 +155,7 @@ def hardware_of(
     readings: Sequence[Readings],
     links: tuple[Link, Link] | None,
     source: str,
+    expert_thresholds: ExpertThresholds | None = None,
 ) -> HardwareSpec:
     """The spec of ``machine``; ``readings`` of its CPU, and of its GPU if there are ``links``."""
     to_device, from_device = links or (None, None)
@@ -147,6 +169,7 @@ def hardware_of(
         else None,
         host_to_device=to_device,
         device_to_host=from_device,
+        expert_thresholds=expert_thresholds,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
+from coxcompile.hardware import ExpertThresholds
 from coxcompile.machine import Machine, this_machine
 from coxcompile.onednn import OneDnn, OneDnnError, this_onednn
 from coxcompile.processor import ProcessorFacts, this_processor
@@ -28,11 +29,15 @@ class Kernels:
     ``provider`` is "native" (C++) or "plain" (PyTorch calls). Of the native ones, by dtype:
     ``instruction_sets`` of the products of few tokens, and ``panel_tokens``, from how many tokens
     on an expert's weights, stored transposed, are multiplied as panels by oneDNN (0: never).
+    ``thresholds`` are those in force for bfloat16, and ``thresholds_source`` says where from; None
+    and "" of the plain ones.
     """
 
     provider: Provider
     instruction_sets: dict[str, str]
     panel_tokens: dict[str, int]
+    thresholds: ExpertThresholds | None = None
+    thresholds_source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,10 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Look; takes some seconds, in which torch is imported here and in a process of its own.
 
+    Calibrated thresholds of the CPU's kernel are put in force, as compiling does.
+
     Raises:
+        RecordError: the calibration file is damaged.
         DetectionError: /proc is not what Linux has there.
     """
     machine = this_machine()
@@ -100,12 +108,15 @@ def _kernels() -> Kernels:
         return Kernels(provider="plain", instruction_sets={}, panel_tokens={})
     import torch
 
-    import coxcompile.ops  # noqa: F401  (registers the ops)
+    from coxcompile.expert_thresholds import apply_calibrated_thresholds, thresholds_in_force
 
+    source = apply_calibrated_thresholds()
     return Kernels(
         provider="native",
         instruction_sets=torch.ops.coxmoe.cpu_instruction_sets(),
         panel_tokens=torch.ops.coxmoe.cpu_panel_tokens(),
+        thresholds=thresholds_in_force(),
+        thresholds_source=source,
     )
 
 

@@ -111,6 +111,35 @@ class Link:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertThresholds:
+    """From how many tokens of an expert on which loop of the CPU's kernel multiplies its weights.
+
+    For bfloat16; docs/architecture.md ("The expert kernel") has the loops.
+
+    Attributes:
+        columns: the least tokens that go as columns; 0: never.
+        last_vector: the least tokens left over of whole vectors of 16 that go as columns too; 16:
+            none do.
+        panels: the least tokens that go by panels; 0: never.
+        kernels: what of a processor and its limits decides which loops there are: the instruction
+            set of the products of few tokens, and the loops. Thresholds are for these alone.
+    """
+
+    columns: int
+    last_vector: int
+    panels: int
+    kernels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name, least in (("columns", 0), ("last_vector", 1), ("panels", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but must be a number of tokens, {least} or "
+                    "more"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class HardwareSpec:
     """A machine: CPU and host memory, perhaps one GPU behind two links, perhaps a disk.
 
@@ -126,6 +155,7 @@ class HardwareSpec:
         host_reserve_bytes: set aside in host memory for the operating system and the process.
         disk_bytes: space for weights and caches on disk; 0 for none.
         disk_bytes_per_second: read bandwidth of the disk.
+        expert_thresholds: of the CPU's expert kernel; None: the built-in ones.
     """
 
     name: str
@@ -139,6 +169,7 @@ class HardwareSpec:
     host_reserve_bytes: int = 4 * 2**30
     disk_bytes: int = 0
     disk_bytes_per_second: float = 0.0
+    expert_thresholds: ExpertThresholds | None = None
 
     def __post_init__(self) -> None:
         if self.gpu is not None and (self.host_to_device is None or self.device_to_host is None):

@@ -36,8 +36,8 @@ struct ColumnTokens {
 bool has_columns();
 
 // How many of an expert's `count` tokens go as columns, by thresholds.h; the others are faster on
-// the register tiles of products.h. Zero where there is no such kernel: for types other than bfloat16, processors
-// without AVX512-BF16, and odd depths.
+// the register tiles of products.h. Zero where there is no such kernel: for types other than
+// bfloat16, processors without AVX512-BF16, and odd depths.
 template <typename scalar_t>
 int64_t tokens_as_columns(int64_t count, int64_t depth);
 

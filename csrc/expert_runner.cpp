@@ -1,7 +1,6 @@
 #include "expert_runner.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <atomic>
@@ -11,6 +10,7 @@
 
 #include "expert_projections.h"
 #include "expert_tasks.h"
+#include "parallel.h"
 #include "row_arithmetic.h"
 #include "token_blocks.h"
 
@@ -58,7 +58,7 @@ class ExpertRunner {
     // Tasks are taken in order and every gate_up task precedes every down task, so a thread that
     // waits for an expert's gate_up tasks waits only for tasks already running: no deadlock, no
     // barrier.
-    at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+    parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
       try {
         Scratch<scalar_t> scratch;
         for (size_t i = next_task++; i < tasks_.size() && !failed_; i = next_task++) {
@@ -154,7 +154,7 @@ class ExpertRunner {
   template <typename Body>
   void for_sums(const Body& body) const {
     constexpr int64_t kMost = 512;
-    at::parallel_for(0, dimensions_.tokens, 16, [&](int64_t begin, int64_t end) {
+    parallel_for(0, dimensions_.tokens, 16, [&](int64_t begin, int64_t end) {
       float sums[kMost];
       for (int64_t token = begin; token < end; ++token) {
         const int64_t row = routing_.token_rows[token];

@@ -3,13 +3,13 @@
 // the same speed only with a packed second copy.
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <atomic>
 #include <optional>
 #include <vector>
 
+#include "parallel.h"
 #include "products.h"
 
 namespace coxcompile {
@@ -33,7 +33,7 @@ void run_streamed_linear(const at::Tensor& tokens, const at::Tensor& weight,
   PackedTokens<scalar_t> packed;
   packed.pack(pointers.data(), count, depth, kernels.row_major_step);
   std::atomic<int64_t> next_row{0};
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+  parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
     std::vector<float> products(count * kRowsPerTask);
     for (int64_t first = next_row.fetch_add(kRowsPerTask); first < rows;
          first = next_row.fetch_add(kRowsPerTask)) {

@@ -42,7 +42,7 @@ void check(int64_t value, const char* name, int64_t least, const char* zero) {
 
 void set_expert_thresholds(int64_t columns, int64_t last_vector, int64_t panels) {
   check(columns, "columns", 0, "; 0 for never");
-  check(last_vector, "last_vector", 1, "; 17 for never");
+  check(last_vector, "last_vector", 1, "; 16 for never");
   check(panels, "panels", 0, "; 0 for never");
   columns_.store(columns, std::memory_order_relaxed);
   last_vector_.store(last_vector, std::memory_order_relaxed);

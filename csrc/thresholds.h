@@ -10,7 +10,7 @@ namespace coxcompile {
 // The least tokens as columns; 0: never.
 int64_t column_threshold();
 
-// The least tokens that a last vector of columns is filled up with zeros for; 17: for none.
+// The least tokens that a last vector of columns is filled up with zeros for; from 16 on: for none.
 int64_t last_vector_threshold();
 
 // The least tokens by panels, with AMX or without; 0: never.

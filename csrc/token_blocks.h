@@ -44,7 +44,7 @@ void for_token_blocks(const Task& task, const Routing& routing,
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t position = begin + count * block / blocks;
     const int64_t token_count = begin + count * (block + 1) / blocks - position;
-    // Thresholds that are set meanwhile change the size of blocks.
+    // Another thread may have set other thresholds since, and so other sizes of blocks.
     if (scratch.position != position || scratch.stage != task.stage ||
         scratch.tokens.count != token_count) {
       scratch.rows.resize(token_count);

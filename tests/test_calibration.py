@@ -2,12 +2,14 @@
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from coxcompile import calibration
 from coxcompile.calibration import Readings, calibrate, fit_processor, hardware_of, take_readings
+from coxcompile.expert_thresholds import thresholds_in_force
 from coxcompile.hardware import EfficiencyCurve, Link, Processor
 from coxcompile.machine import Machine
 from coxcompile.measurement import cpu, gpu
@@ -15,6 +17,7 @@ from coxcompile.measurement.attention import causal_attention
 from coxcompile.measurement.cpu import CpuProbe, ExpertLayer
 from coxcompile.measurement.probe import Sample
 from coxcompile.measurement.roofline import Roofline
+from coxcompile.ops import CPU_KERNELS
 
 ROWS = (1, 4, 16, 64)
 TRUTH = Processor(
@@ -131,17 +134,47 @@ def test_a_machine_with_a_gpu_gets_both_processors_and_links() -> None:
     assert (spec.dtype, spec.source) == ("float32", "here")
 
 
-@pytest.mark.parametrize(("quick", "rows"), [(False, 10), (True, 5)])
-def test_calibrate_describes_this_machine(
-    quick: bool, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one loop of the expert kernel alone."""
     monkeypatch.setattr(calibration, "this_machine", lambda: Machine(cpu="C", memory_bytes=5))
     monkeypatch.setattr(calibration, "CpuProbe", lambda dtype: KnownProbe())
+    monkeypatch.setattr(calibration, "expert_loops", lambda: ())
+
+
+@pytest.mark.usefixtures("known_machine")
+@pytest.mark.parametrize(("quick", "rows"), [(False, 10), (True, 5)])
+def test_calibrate_describes_this_machine(quick: bool, rows: int) -> None:
     spec = calibrate(progress=False, quick=quick)
     assert (spec.name, spec.dtype, spec.gpu) == ("C", "bfloat16", None)
     assert spec.source.startswith("measured ")
     assert ("--quick" in spec.source) == quick
     assert len(spec.cpu.gemm_efficiency.rows) == rows
+    assert spec.expert_thresholds is None
+
+
+@pytest.mark.skipif(CPU_KERNELS != "native", reason="the C++ kernels are not built")
+@pytest.mark.usefixtures("known_machine")
+def test_speeds_are_measured_with_the_thresholds_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = thresholds_in_force()
+    found = replace(before, last_vector=3)
+    seen = []
+
+    class Watching(KnownProbe):
+        def launch_seconds(self) -> float:
+            seen.append(thresholds_in_force())
+            return super().launch_seconds()
+
+    monkeypatch.setattr(calibration, "CpuProbe", lambda dtype: Watching())
+    monkeypatch.setattr(calibration, "expert_loops", lambda: ("columns",))
+    monkeypatch.setattr(calibration, "measure_thresholds", lambda advance: found)
+    assert calibrate(progress=False).expert_thresholds == found
+    assert set(seen) == {found}
+    assert thresholds_in_force() == before
+    seen.clear()
+    for others in ({"quick": True}, {"dtype": "float32"}):
+        assert calibrate(progress=False, **others).expert_thresholds is None  # type: ignore[arg-type]
+    assert set(seen) == {before}
 
 
 def test_an_unknown_dtype_is_refused_before_anything_is_measured(

@@ -73,6 +73,10 @@ def test_text_and_json_say_what_runs_here(
     if found.kernels.provider == "native":
         assert read["kernels"]["instruction_sets"] == torch.ops.coxmoe.cpu_instruction_sets()
         assert read["kernels"]["instruction_sets"]["bfloat16"] in printed
+        thresholds = torch.ops.coxmoe.expert_thresholds()
+        assert list(read["kernels"]["thresholds"].values())[:3] == thresholds
+        assert found.kernels.thresholds_source
+        assert found.kernels.thresholds_source[:20] in printed
 
 
 def test_what_is_fast_gets_no_hint() -> None:

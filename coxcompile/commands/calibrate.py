@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coxcompile.commands.doctor import loops
 from coxcompile.detection import calibration_file
 from coxcompile.hardware import Dtype, HardwareSpec, Link, Processor
 from coxcompile.planner.records import RecordError, save
@@ -54,6 +55,8 @@ def _table(spec: HardwareSpec) -> "Table":
     for title, link in (("to the GPU", spec.host_to_device), ("from it", spec.device_to_host)):
         if link is not None:
             table.add_row(title, "-", _link(link))
+    if spec.expert_thresholds is not None:
+        table.add_row("loops of its experts", loops(spec.expert_thresholds))
     return table
 
 

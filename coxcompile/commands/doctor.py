@@ -10,6 +10,7 @@ from coxcompile.commands.options import AsJson
 
 if TYPE_CHECKING:
     from coxcompile.diagnosis import Diagnosis
+    from coxcompile.hardware import ExpertThresholds
 
 
 def doctor(json: AsJson = False) -> None:
@@ -54,6 +55,9 @@ def rows(found: "Diagnosis") -> Iterator[tuple[str, str]]:
         tokens = kernels.panel_tokens[dtype]
         panels = f"; transposed weights, from {tokens} tokens on: oneDNN" if tokens else ""
         yield f"in {dtype}", f"{instruction_set}{panels}"
+    if kernels.thresholds is not None:
+        yield "its loops in bfloat16", loops(kernels.thresholds)
+        yield "their thresholds", kernels.thresholds_source
     yield "PyTorch's kernels", found.capability
     if found.onednn is None:
         yield "oneDNN", f"unknown: {found.onednn_error}"
@@ -64,6 +68,17 @@ def rows(found: "Diagnosis") -> Iterator[tuple[str, str]]:
     yield "NUMA nodes", str(processor.numa_nodes)
     yield "GPU", found.machine.gpu or "none"
     yield from found.variables.items()
+
+
+def loops(thresholds: "ExpertThresholds") -> str:
+    """From how many tokens of an expert on which loop runs."""
+    columns = (
+        f"columns from {thresholds.columns} tokens on, a last vector from "
+        f"{thresholds.last_vector} on"
+    )
+    parts = [columns] if thresholds.columns else []
+    parts += [f"panels from {thresholds.panels} on"] if thresholds.panels else []
+    return "; ".join(parts) or "that of few tokens for any number"
 
 
 def _amx(found: "Diagnosis") -> str:

@@ -90,12 +90,12 @@ class CpuProbe:
     def _weights(self) -> tuple[Tensor, Tensor]:
         layer = self.layer
         return (
-            _stacked(layer.experts, 2 * layer.intermediate, layer.hidden, self.dtype),
-            _stacked(layer.experts, layer.hidden, layer.intermediate, self.dtype),
+            stacked_weights(layer.experts, 2 * layer.intermediate, layer.hidden, self.dtype),
+            stacked_weights(layer.experts, layer.hidden, layer.intermediate, self.dtype),
         )
 
 
-def _stacked(experts: int, outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
+def stacked_weights(experts: int, outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
     """Weights [experts, outputs, inputs] that keep activations at unit scale."""
     weight = torch.empty(experts, outputs, inputs, dtype=dtype)
     # One expert's numbers, shifted for the others: drawing them all takes longer than timing.

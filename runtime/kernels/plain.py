@@ -59,6 +59,8 @@ def coalesced_separate_experts(
         IndexError: an expert id is out of range.
     """
     gating = Gating("coalesced_experts", activation, "concatenated", alpha, limit)
+    if not gate:
+        raise ValueError(f"{gating.op}: gate holds no tensors, but must hold one for each expert")
     check_ids(gating.op, expert_ids, len(gate))
     biases = (gate_bias, up_bias, down_bias)
     lists = zip(
