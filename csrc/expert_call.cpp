@@ -45,6 +45,19 @@ Activation checked_activation(const char* op, const ActivationOptions& options) 
           static_cast<float>(options.limit.value_or(std::numeric_limits<double>::infinity()))};
 }
 
+ExpertCall call_of(const char* op, const Dimensions& dimensions, const at::Tensor& hidden_states,
+                   const at::Tensor& expert_ids, const at::Tensor& routing_weights,
+                   const std::variant<StackedWeights, SeparateWeights>& weights,
+                   const ActivationOptions& activation) {
+  return {op,
+          dimensions,
+          hidden_states.contiguous(),
+          expert_ids.contiguous(),
+          routing_weights.to(at::kFloat).contiguous(),
+          weights,
+          checked_activation(op, activation)};
+}
+
 // One of `list` for each expert.
 void check_each(const char* op, const std::vector<at::Tensor>& list, const std::string& name,
                 const Dimensions& dimensions, at::ScalarType dtype, at::IntArrayRef shape) {
@@ -90,13 +103,7 @@ ExpertCall checked_call(const char* op, const at::Tensor& hidden_states,
   if (down_bias.has_value()) {
     check_weight(op, *down_bias, "down_bias", dtype, {d.experts, d.hidden});
   }
-  return {op,
-          d,
-          hidden_states.contiguous(),
-          expert_ids.contiguous(),
-          routing_weights.to(at::kFloat).contiguous(),
-          weights,
-          checked_activation(op, activation)};
+  return call_of(op, d, hidden_states, expert_ids, routing_weights, weights, activation);
 }
 
 ExpertCall checked_call(const char* op, const at::Tensor& hidden_states,
@@ -125,13 +132,7 @@ ExpertCall checked_call(const char* op, const at::Tensor& hidden_states,
   if (weights.down_bias.has_value()) {
     check(*weights.down_bias, "down_bias", {d.hidden});
   }
-  return {op,
-          d,
-          hidden_states.contiguous(),
-          expert_ids.contiguous(),
-          routing_weights.to(at::kFloat).contiguous(),
-          weights,
-          checked_activation(op, activation)};
+  return call_of(op, d, hidden_states, expert_ids, routing_weights, weights, activation);
 }
 
 bool is_interleaved(const char* op, c10::string_view gate_layout) {

@@ -172,11 +172,11 @@ def test_wrong_tensor_is_named(
         coalesced_separate_experts(**arguments)
 
 
-@NATIVE
-def test_no_experts_at_all_is_an_error() -> None:
+@pytest.mark.parametrize("kernel", [coalesced_separate_experts, plain_coalesced_separate_experts])
+def test_no_experts_at_all_is_an_error(kernel: Callable[..., torch.Tensor]) -> None:
     arguments = unchecked_ids(Case()) | {"gate": [], "up": [], "down": []}
     with pytest.raises(ValueError, match="gate holds no tensors"):
-        coalesced_separate_experts(**arguments)
+        kernel(**arguments)
 
 
 @pytest.mark.parametrize("expert_id", [-1, 8, 2**40])
