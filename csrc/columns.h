@@ -5,12 +5,9 @@
 #include <cstdint>
 
 #include "aligned_vector.h"
+#include "products.h"
 
 namespace coxcompile {
-
-// Rows of weights whose sums stay in the first-level cache until all of the depth is added; a
-// multiple of the rows of every tile, and of 16.
-constexpr int64_t kStripRows = 48;
 
 // Vectors of 16 tokens that meet a pair of weights together, at most.
 constexpr int64_t kMostVectors = 4;

@@ -20,8 +20,8 @@ constexpr int64_t kDepthBlock = 1024;
 constexpr int rows_of_tile(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
 
 // sums[row][token] (+)= weight[row][k] * token[k] for the tile's rows and VECTORS * 16 tokens.
-// `rows` may be fewer than the tile's: the last one then stands for the others. Rows from `next` on
-// are fetched into the second-level cache meanwhile.
+// `rows` may be fewer than the tile's: the last one then stands for the others. As many rows from
+// `next` on are fetched meanwhile, one after the other, as the processor's own prefetchers like it.
 template <int VECTORS>
 void column_tile(const Element* weight, int64_t row_stride, int64_t rows, const Element* tokens,
                  int64_t depth, bool add, const Element* next, float* sums, int64_t sums_stride) {
@@ -57,15 +57,22 @@ void column_tile(const Element* weight, int64_t row_stride, int64_t rows, const 
       }
     }
   };
+  const int64_t lines_of_row = depth / 32;
+  int64_t lines_left = lines_of_row;
   int64_t k = 0;
   for (; k + 32 <= depth; k += 32) {
-    if (next != nullptr) {
-#pragma GCC unroll 12
-      for (int r = 0; r < kRows; ++r) {
-        _mm_prefetch(next + r * row_stride + k, _MM_HINT_T1);
-      }
-    }
     for (int64_t pair = 0; pair < 32; pair += 8) {
+      if (next != nullptr) {
+#pragma GCC unroll 3
+        for (int line = 0; line < (kRows + 3) / 4; ++line) {
+          _mm_prefetch(next, _MM_HINT_T0);
+          next += 32;
+          if (--lines_left == 0) {
+            lines_left = lines_of_row;
+            next += row_stride - 32 * lines_of_row;
+          }
+        }
+      }
       add_pair(k + pair);
       add_pair(k + pair + 2);
       add_pair(k + pair + 4);
@@ -121,9 +128,16 @@ void multiply_columns_avx512_bf16(const Element* weight, int64_t row_stride, int
       const int64_t depth = std::min(kDepthBlock, tokens.depth - k);
       for (int64_t row = 0; row < rows; row += tile_rows) {
         const Element* tile = weight + row * row_stride + k;
-        // Other groups find the weights in the cache, where the first one has them brought; after
-        // the last row there are those of another matrix, or nothing, which does no harm.
-        const Element* next = group == 0 ? tile + tile_rows * row_stride : nullptr;
+        // Other groups find the weights in the cache, where the first one has them brought.
+        const Element* next = nullptr;
+        if (group == 0) {
+          // After the last rows of this block come the first ones of the next, and after the last
+          // block the rows that follow in memory; what is fetched beyond the weights does no harm.
+          next = tile + tile_rows * row_stride;
+          if (row + tile_rows >= rows) {
+            next += k + kDepthBlock < tokens.depth ? kDepthBlock - rows * row_stride : -k;
+          }
+        }
         kColumnTiles[vectors - 1](tile, row_stride, rows - row, group_tokens + k * width, depth,
                                   k > 0, next, sums + row * width, width);
       }

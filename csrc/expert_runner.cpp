@@ -46,27 +46,26 @@ class ExpertRunner {
         routing_weights_(call.routing_weights.const_data_ptr<float>()),
         workspace_(Workspace<scalar_t>::of_calling_thread(routing.choices.size(), dimensions_)),
         pending_(std::make_unique<std::atomic<int64_t>[]>(dimensions_.experts)),
-        tasks_(plan_tasks(dimensions_, routing)) {
-    for (const Task& task : tasks_) {
-      pending_[task.expert] += task.stage == Task::Stage::gate_up;
+        gate_up_(Task::Stage::gate_up, dimensions_, routing),
+        down_(Task::Stage::down, dimensions_, routing) {
+    for (const Task& task : gate_up_.tasks()) {
+      ++pending_[task.expert];
     }
   }
 
   // Leaves the weighted output of every choice in the workspace.
   void run() {
-    std::atomic<size_t> next_task{0};
-    // Tasks are taken in order and every gate_up task precedes every down task, so a thread that
-    // waits for an expert's gate_up tasks waits only for tasks already running: no deadlock, no
-    // barrier.
-    parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
+    // No thread takes a down task before every gate_up task is taken, so a thread that waits for an
+    // expert's gate_up tasks waits only for tasks already running: no deadlock, no barrier.
+    parallel_for(0, at::get_num_threads(), 1, [&](int64_t thread, int64_t) {
       try {
         Scratch<scalar_t> scratch;
-        for (size_t i = next_task++; i < tasks_.size() && !failed_; i = next_task++) {
-          if (tasks_[i].stage == Task::Stage::gate_up) {
-            run_gate_up(tasks_[i], scratch);
-          } else {
-            run_down(tasks_[i], scratch);
-          }
+        const bool from_back = thread % 2 == 1;
+        while (const Task* task = failed_ ? nullptr : gate_up_.take(from_back)) {
+          run_gate_up(*task, scratch);
+        }
+        while (const Task* task = failed_ ? nullptr : down_.take(from_back)) {
+          run_down(*task, scratch);
         }
         release_panels<scalar_t>();
       } catch (...) {
@@ -177,7 +176,8 @@ class ExpertRunner {
   Workspace<scalar_t>& workspace_;
   std::unique_ptr<std::atomic<int64_t>[]> pending_;  // gate_up tasks left, by expert
   std::atomic<bool> failed_{false};
-  const std::vector<Task> tasks_;
+  TaskQueue gate_up_;
+  TaskQueue down_;
 };
 
 }  // namespace

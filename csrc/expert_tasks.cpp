@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "columns.h"
 
@@ -22,7 +23,7 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 }  // namespace
 
 // An expert is cut into tasks of about equal cost; experts of few tokens may be one task.
-std::vector<Task> plan_tasks(const Dimensions& dimensions, const Routing& routing) {
+TaskQueue::TaskQueue(Task::Stage stage, const Dimensions& dimensions, const Routing& routing) {
   const auto cost_of_row = [&](int64_t expert) {
     return routing.token_count(expert) + kTokensPerRead;
   };
@@ -31,22 +32,19 @@ std::vector<Task> plan_tasks(const Dimensions& dimensions, const Routing& routin
     total += 3 * dimensions.intermediate * dimensions.hidden * cost_of_row(expert);
   }
   const int64_t task_cost = divide_up(total, kTasksPerThread * at::get_num_threads()) + 1;
-  std::vector<Task> tasks;
-  const auto add = [&](Task::Stage stage, int64_t rows, int64_t depth) {
-    for (const int64_t expert : routing.active_experts) {
-      const int64_t cost = rows * depth * cost_of_row(expert);
-      const int64_t pieces = std::max<int64_t>(divide_up(cost, task_cost), 1);
-      const int64_t block =
-          std::max(divide_up(divide_up(rows, pieces), kStripRows) * kStripRows, kLeastRows);
-      for (int64_t first = 0; first < rows; first += block) {
-        tasks.push_back({stage, expert, first, std::min(block, rows - first)});
-      }
-    }
-  };
   // A row of gate_up is one of gate and one of up.
-  add(Task::Stage::gate_up, dimensions.intermediate, 2 * dimensions.hidden);
-  add(Task::Stage::down, dimensions.hidden, dimensions.intermediate);
-  return tasks;
+  const auto [rows, depth] = stage == Task::Stage::gate_up
+                                 ? std::pair(dimensions.intermediate, 2 * dimensions.hidden)
+                                 : std::pair(dimensions.hidden, dimensions.intermediate);
+  for (const int64_t expert : routing.active_experts) {
+    const int64_t cost = rows * depth * cost_of_row(expert);
+    const int64_t pieces = std::max<int64_t>(divide_up(cost, task_cost), 1);
+    const int64_t block =
+        std::max(divide_up(divide_up(rows, pieces), kStripRows) * kStripRows, kLeastRows);
+    for (int64_t first = 0; first < rows; first += block) {
+      tasks_.push_back({stage, expert, first, std::min(block, rows - first)});
+    }
+  }
 }
 
 }  // namespace coxcompile

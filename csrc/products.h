@@ -11,6 +11,10 @@
 
 namespace coxcompile {
 
+// Rows of weights whose sums stay in the first-level cache until all of the depth is added; a
+// multiple of the rows of every tile, and of 16.
+constexpr int64_t kStripRows = 48;
+
 // How many of the `left` tokens go into the next register tile. 7 and 8 go as 4 + 3 and 4 + 4: a
 // tile of one or two is bound by loads.
 inline int64_t tile_width(int64_t left) {

@@ -11,6 +11,8 @@
 namespace coxcompile {
 namespace {
 #include "product_tiles.h"
+#include "row_major_products.h"
+#include "transposed_products.h"
 #include "widening_lanes.h"
 }  // namespace
 

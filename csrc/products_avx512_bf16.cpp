@@ -11,6 +11,8 @@
 namespace coxcompile {
 namespace {
 #include "product_tiles.h"
+#include "row_major_products.h"
+#include "transposed_products.h"
 
 // vdpbf16ps multiplies 32 pairs-along-the-depth and adds each pair into one of 16 float32 lanes.
 struct PairLanes {
