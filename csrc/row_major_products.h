@@ -1,4 +1,4 @@
-// Products of rows of weights in nn.Linear's layout: row by row for the fewest tokens, else four
+// Products of rows of weights in nn.Linear's layout: row by row for the fewest tokens, else some
 // rows at a time. What bounds them is mostly the reading of weights, so the order of reads decides.
 // Included in an anonymous namespace after product_tiles.h; no include guard on purpose.
 
@@ -26,20 +26,26 @@ int64_t depth_of_block(int64_t token_count, int64_t depth) {
   return (steps + blocks - 1) / blocks * Lanes::step;
 }
 
-// sums[token * kStripRows + row] (+)= up to four rows with TOKENS <= 6 tokens: 24 accumulators, six
-// token operands and one row operand fill 31 of the 32 vector registers. Where there are fewer rows
-// the last one stands for the others. Meanwhile four rows from `next` on are fetched, one after the
-// other, as the processor's own prefetchers like it; nullptr for none. A prefetch may be dropped,
-// so every tile that meets these rows asks again.
-template <typename Lanes, int TOKENS>
-void row_major_tile(const typename Lanes::element* weight, int64_t row_stride, int64_t rows,
-                    const typename Lanes::element* tokens, int64_t depth, bool add,
-                    const typename Lanes::element* next, float* sums) {
-  const typename Lanes::element* row[4];
-  for (int r = 0; r < 4; ++r) {
+// ROWS x TOKENS accumulators, TOKENS token operands and one row operand fill 31 of the 32 vector
+// registers at most. The more rows, the less often the tokens are read; where there are several
+// tiles all of them take the rows of the widest.
+constexpr int rows_of_tile(int64_t tokens) { return tokens > 4 ? 4 : tokens == 4 ? 6 : 8; }
+
+// sums[token * kStripRows + row] (+)= ROWS rows with TOKENS <= 6 tokens. Meanwhile as many rows
+// from `next` on are fetched, one after the other, as the processor's own prefetchers like it;
+// nullptr for none. A prefetch may be dropped, so every tile that meets these rows asks again.
+template <typename Lanes, int ROWS, int TOKENS>
+[[gnu::always_inline]] inline void row_major_tile(const typename Lanes::element* weight,
+                                                  int64_t row_stride, int64_t rows,
+                                                  const typename Lanes::element* tokens,
+                                                  int64_t depth, bool add,
+                                                  const typename Lanes::element* next,
+                                                  float* sums) {
+  const typename Lanes::element* row[ROWS];
+  for (int r = 0; r < ROWS; ++r) {
     row[r] = weight + std::min<int64_t>(r, rows - 1) * row_stride;
   }
-  FloatLanes accumulators[4][TOKENS] = {};
+  FloatLanes accumulators[ROWS][TOKENS] = {};
   const auto add_step = [&](const auto& load_row, int64_t k) {
     typename Lanes::operand token_operands[TOKENS];
 #pragma GCC unroll 8
@@ -47,7 +53,7 @@ void row_major_tile(const typename Lanes::element* weight, int64_t row_stride, i
       token_operands[t] = Lanes::load(tokens + k * TOKENS + t * Lanes::step);
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < 4; ++r) {
+    for (int r = 0; r < ROWS; ++r) {
       const auto row_operand = load_row(row[r] + k);
 #pragma GCC unroll 8
       for (int t = 0; t < TOKENS; ++t) {
@@ -57,13 +63,13 @@ void row_major_tile(const typename Lanes::element* weight, int64_t row_stride, i
     }
   };
   const auto load = [](const auto* source) { return Lanes::load(source); };
-  constexpr int64_t kBytesPerStep = 4 * Lanes::step * sizeof(typename Lanes::element);
+  constexpr int64_t kBytesPerStep = ROWS * Lanes::step * sizeof(typename Lanes::element);
   const int64_t steps = depth / Lanes::step;
   int64_t step = 0;
-  for (int quarter = 0; quarter < 4 && next != nullptr; ++quarter) {
-    const char* ahead = reinterpret_cast<const char*>(next + quarter * row_stride);
-    for (; step < steps * (quarter + 1) / 4; ++step, ahead += kBytesPerStep) {
-#pragma GCC unroll 4
+  for (int r = 0; r < ROWS && next != nullptr; ++r) {
+    const char* ahead = reinterpret_cast<const char*>(next + r * row_stride);
+    for (; step < steps * (r + 1) / ROWS; ++step, ahead += kBytesPerStep) {
+#pragma GCC unroll 8
       for (int64_t line = 0; line < kBytesPerStep; line += 64) {
         __builtin_prefetch(ahead + line);
       }
@@ -78,14 +84,21 @@ void row_major_tile(const typename Lanes::element* weight, int64_t row_stride, i
   }
 #pragma GCC unroll 8
   for (int t = 0; t < TOKENS; ++t) {
-    FourSums of_rows =
-        sum_lanes(accumulators[0][t], accumulators[1][t], accumulators[2][t], accumulators[3][t]);
-    if (add) {
-      FourSums before;
-      std::memcpy(&before, sums + t * kStripRows, sizeof(before));
-      of_rows += before;
+#pragma GCC unroll 2
+    for (int r = 0; r < ROWS; r += 4) {
+      const int last = std::min(r + 4, ROWS) - 1;
+      FourSums of_rows =
+          sum_lanes(accumulators[r][t], accumulators[std::min(r + 1, last)][t],
+                    accumulators[std::min(r + 2, last)][t], accumulators[std::min(r + 3, last)][t]);
+      float* of_token = sums + t * kStripRows + r;
+      const size_t bytes = (last + 1 - r) * sizeof(float);
+      if (add) {
+        FourSums before = {};
+        std::memcpy(&before, of_token, bytes);
+        of_rows += before;
+      }
+      std::memcpy(of_token, &of_rows, bytes);
     }
-    std::memcpy(sums + t * kStripRows, &of_rows, sizeof(of_rows));
   }
 }
 
@@ -93,9 +106,9 @@ void row_major_tile(const typename Lanes::element* weight, int64_t row_stride, i
 // in the order of addresses, which the processor fetches ahead best. One token needs no other
 // prefetch.
 template <typename Lanes, int TOKENS>
-void row_by_row(const typename Lanes::element* weight, int64_t row_stride, int64_t rows,
-                const typename Lanes::element* tokens, int64_t depth, float* result,
-                int64_t result_stride) {
+[[gnu::noinline]] void row_by_row(const typename Lanes::element* weight, int64_t row_stride,
+                                  int64_t rows, const typename Lanes::element* tokens,
+                                  int64_t depth, float* result, int64_t result_stride) {
   constexpr int kSteps = TOKENS == 1 ? 4 : TOKENS == 2 ? 2 : 1;
   constexpr int64_t kPrefetchBytes = 8 * 1024;
   for (int64_t r = 0; r < rows; ++r) {
@@ -147,19 +160,21 @@ void row_by_row(const typename Lanes::element* weight, int64_t row_stride, int64
 constexpr int64_t kTokensAtOnce = 24;
 constexpr int64_t kMostTokens = kTokensAtOnce + 5;  // the last tile begins before kTokensAtOnce
 
-// Up to kStripRows rows, four at a time, with the tiles that begin at the tokens `first` to `last`.
-template <typename Lanes>
-void multiply_tiles(const typename Lanes::element* weight, int64_t row_stride, int64_t rows,
-                    bool cached, const PackedTokens<typename Lanes::element>& tokens, int64_t first,
-                    int64_t last, int64_t depth, float* sums) {
-  // Four rows of so much are fetched while the four before them are multiplied, shorter ones
-  // earlier by another four.
+// Up to kStripRows rows, ROWS at a time, with the tiles that begin at the tokens `first` to `last`.
+template <typename Lanes, int ROWS>
+[[gnu::always_inline]] inline void multiply_tiles(
+    const typename Lanes::element* weight, int64_t row_stride, int64_t rows, bool cached,
+    const PackedTokens<typename Lanes::element>& tokens, int64_t first, int64_t last, int64_t depth,
+    float* sums) {
+  // Rows of more than this are fetched while the ones before them are multiplied, others one turn
+  // earlier.
   constexpr int64_t kLongRowsBytes = 8 * 1024;
-  const int64_t most = depth_of_block<Lanes>(std::min(tokens.count, last) - first, depth);
+  const int64_t most =
+      ROWS > 4 ? depth : depth_of_block<Lanes>(std::min(tokens.count, last) - first, depth);
   for (int64_t k = 0; k < depth; k += most) {
     const int64_t block = std::min(most, depth - k);
-    const int64_t ahead = 4 * block * int64_t{sizeof(*weight)} > kLongRowsBytes ? 4 : 8;
-    for (int64_t row = 0; row < rows; row += 4) {
+    const int64_t ahead = ROWS * (ROWS * block * int64_t{sizeof(*weight)} > kLongRowsBytes ? 1 : 2);
+    for (int64_t row = 0; row < rows; row += ROWS) {
       // After the last rows of this block come the first ones of the next, and after the last
       // block the rows that follow in memory; what is fetched beyond the weights does no harm.
       const auto* next = weight + (row + ahead) * row_stride + k;
@@ -168,9 +183,11 @@ void multiply_tiles(const typename Lanes::element* weight, int64_t row_stride, i
       }
       for_tiles(tokens, first, last, [&](auto width, int64_t token, const auto* tile) {
         constexpr int kTokens = decltype(width)::value;
-        row_major_tile<Lanes, kTokens>(weight + row * row_stride + k, row_stride, rows - row,
-                                       tile + k * kTokens, block, k > 0, cached ? nullptr : next,
-                                       sums + (token - first) * kStripRows + row);
+        if constexpr (ROWS == 4 || rows_of_tile(kTokens) == ROWS) {
+          row_major_tile<Lanes, ROWS, kTokens>(
+              weight + row * row_stride + k, row_stride, rows - row, tile + k * kTokens, block,
+              k > 0, cached ? nullptr : next, sums + (token - first) * kStripRows + row);
+        }
       });
     }
   }
@@ -194,8 +211,22 @@ void row_major_products(const typename Lanes::element* weight, int64_t row_strid
     const int64_t strip_rows = std::min(kStripRows, rows - row);
     for (int64_t first = 0; first < tokens.count;) {
       const int64_t last = first + kTokensAtOnce;
-      multiply_tiles<Lanes>(weight + row * row_stride, row_stride, strip_rows, cached || first > 0,
-                            tokens, first, last, depth, sums);
+      const auto multiply = [&](auto rows_at_once) {
+        multiply_tiles<Lanes, decltype(rows_at_once)::value>(weight + row * row_stride, row_stride,
+                                                             strip_rows, cached || first > 0,
+                                                             tokens, first, last, depth, sums);
+      };
+      switch (rows_of_tile(tokens.count)) {
+        case 4:
+          multiply(std::integral_constant<int, 4>{});
+          break;
+        case 6:
+          multiply(std::integral_constant<int, 6>{});
+          break;
+        default:
+          multiply(std::integral_constant<int, 8>{});
+          break;
+      }
       const float* source = sums;
       float* destination = result + first * result_stride + row;
       first = for_tiles(tokens, first, last, [&](auto width, int64_t, const auto*) {

@@ -23,7 +23,7 @@ namespace {
 // by loading the weights: each broadcast of two of them is used by as many products as there are
 // vectors.
 constexpr int64_t kColumns = 27;
-constexpr int64_t kLastVector = 11;
+constexpr int64_t kLastVector = 14;
 constexpr int64_t kPanels = 64;
 // Not measured: AMX's tiles are full from 16 tokens on.
 constexpr int64_t kPanelsWithAmx = 16;

@@ -181,7 +181,7 @@ def test_many_tokens_with_onednn_switched_off(dtype: torch.dtype) -> None:
         Case(tokens=200, experts=3, dtype=dtype).check()
 
 
-@pytest.mark.parametrize("tokens", [2, 6, 7, 13, 24, 25, 59])
+@pytest.mark.parametrize("tokens", [2, 3, 4, 6, 7, 13, 24, 25, 59])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_tokens_of_one_expert_over_a_depth_of_several_blocks(
     dtype: torch.dtype, tokens: int
