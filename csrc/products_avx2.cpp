@@ -1,5 +1,6 @@
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
+#include <immintrin.h>
 
 #include <algorithm>
 #include <cstring>
@@ -13,6 +14,16 @@ namespace {
 #include "product_tiles.h"
 #include "row_major_products.h"
 #include "transposed_products.h"
+
+inline FloatLanes widen_halves(const at::Half* source) {
+  const auto* eights = reinterpret_cast<const __m128i*>(source);
+  const __m256 wide[2] = {_mm256_cvtph_ps(_mm_loadu_si128(eights)),
+                          _mm256_cvtph_ps(_mm_loadu_si128(eights + 1))};
+  FloatLanes lanes;
+  std::memcpy(&lanes, wide, sizeof(lanes));
+  return lanes;
+}
+
 #include "widening_lanes.h"
 }  // namespace
 

@@ -1,5 +1,6 @@
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
+#include <immintrin.h>
 
 #include <algorithm>
 #include <cstring>
@@ -13,6 +14,11 @@ namespace {
 #include "product_tiles.h"
 #include "row_major_products.h"
 #include "transposed_products.h"
+
+inline FloatLanes widen_halves(const at::Half* source) {
+  return (FloatLanes)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+}
+
 #include "widening_lanes.h"
 }  // namespace
 

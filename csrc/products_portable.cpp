@@ -12,6 +12,15 @@ namespace {
 #include "product_tiles.h"
 #include "row_major_products.h"
 #include "transposed_products.h"
+
+inline FloatLanes widen_halves(const at::Half* source) {
+  FloatLanes wide;
+  for (int i = 0; i < 16; ++i) {
+    wide[i] = static_cast<float>(source[i]);
+  }
+  return wide;
+}
+
 #include "widening_lanes.h"
 }  // namespace
 

@@ -1,6 +1,7 @@
 // Policies that widen every element to float32, for instruction sets without a bfloat16 product.
 // Written with the compiler's vector extensions, which it lowers to whatever the target has.
-// Included inside an anonymous namespace after product_tiles.h; no include guard on purpose.
+// float16 alone it would convert one by one, so the including file defines widen_halves, for 16 of
+// them. Included inside an anonymous namespace after product_tiles.h; no include guard on purpose.
 
 template <typename scalar_t>
 struct WideningLanes {
@@ -19,9 +20,7 @@ struct WideningLanes {
       using UnsignedLanes = uint32_t __attribute__((vector_size(64)));
       wide = (operand)(__builtin_convertvector(narrow, UnsignedLanes) << 16);
     } else {
-      for (int i = 0; i < step; ++i) {
-        wide[i] = static_cast<float>(source[i]);
-      }
+      wide = widen_halves(source);
     }
     return wide;
   }
