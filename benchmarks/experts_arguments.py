@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from experts_layers import LAYERS, ROUTINGS, Layer
+from experts_layers import EVEN, LAYERS, ROUTINGS, Layer
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -27,7 +27,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="LIST",
         help=f"numbers of tokens, with commas (default: {defaults})",
     )
-    parser.add_argument("--routing", choices=ROUTINGS, help="only this one (default: both)")
+    parser.add_argument(
+        "--routing",
+        choices=(*ROUTINGS, EVEN),
+        help=f"only this one (default: {' and '.join(ROUTINGS)}); {EVEN}: the same number of "
+        "tokens for every expert",
+    )
     parser.add_argument(
         "--repeats", type=_positive, default=5, metavar="N", help="timings per row (default: 5)"
     )

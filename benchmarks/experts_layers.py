@@ -6,6 +6,10 @@ import torch
 
 DTYPE = torch.bfloat16
 ROUTINGS = ("uniform", "skewed")
+"""Those that are timed unless the command line names one."""
+EVEN = "even"
+"""The routing that gives all experts the same number of tokens, or one more to some: for looking at
+one number of tokens an expert."""
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Hidden states [T, H], expert ids [T, top_k] and routing weights [T, top_k]."""
@@ -63,13 +67,25 @@ def random_inputs(layer: Layer, tokens: int, routing: str) -> Inputs:
     """A draw of hidden states and routing.
 
     Uniform: all experts equally likely. Skewed: by Zipf's law, the order of the experts random.
+    Even: one after the other, in random order.
     """
+    routing_weights = torch.rand(tokens, layer.top_k) + 0.1
+    routing_weights /= routing_weights.sum(dim=-1, keepdim=True)
+    return (
+        torch.randn(tokens, layer.hidden).to(DTYPE),
+        _expert_ids(layer, tokens, routing),
+        routing_weights.to(DTYPE),
+    )
+
+
+def _expert_ids(layer: Layer, tokens: int, routing: str) -> torch.Tensor:
+    """int64 [T, top_k], a token's all different."""
+    if routing == EVEN:
+        turns = torch.arange(tokens * layer.top_k) % layer.experts
+        return torch.randperm(layer.experts)[turns].view(tokens, layer.top_k)
     popularity = torch.ones(layer.experts)
     if routing == "skewed":
         popularity = (1 / torch.arange(1, layer.experts + 1))[torch.randperm(layer.experts)]
     # The top k of log-probabilities plus Gumbel noise: a draw without replacement.
     noise = -torch.empty(tokens, layer.experts).exponential_().log()
-    expert_ids = (popularity.log() + noise).topk(layer.top_k, dim=-1).indices
-    routing_weights = torch.rand(tokens, layer.top_k) + 0.1
-    routing_weights /= routing_weights.sum(dim=-1, keepdim=True)
-    return torch.randn(tokens, layer.hidden).to(DTYPE), expert_ids, routing_weights.to(DTYPE)
+    return (popularity.log() + noise).topk(layer.top_k, dim=-1).indices

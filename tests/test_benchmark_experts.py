@@ -74,7 +74,7 @@ def test_only_one_routing(tmp_path: Path) -> None:
     assert {row["routing"] for row in json.loads(path.read_text())} == {"skewed"}
 
 
-@pytest.mark.parametrize("routing", experts_layers.ROUTINGS)
+@pytest.mark.parametrize("routing", [*experts_layers.ROUTINGS, experts_layers.EVEN])
 def test_implementations_agree(routing: str) -> None:
     torch.manual_seed(0)
     weights = experts_layers.random_weights(TINY)
@@ -100,6 +100,13 @@ def test_a_wrong_result_is_refused(wrong: Callable[[torch.Tensor], torch.Tensor]
         experts_timing.errors_against_float32(
             inputs, weights, {"right": right, "mistaken": mistaken}
         )
+
+
+def test_even_routing_gives_every_expert_as_many_tokens() -> None:
+    _, expert_ids, _ = experts_layers.random_inputs(TINY, 7, experts_layers.EVEN)
+    assert expert_ids.sort(dim=-1).values.diff(dim=-1).min() > 0
+    loads = expert_ids.flatten().bincount(minlength=TINY.experts)
+    assert loads.max() - loads.min() <= 1
 
 
 def test_skewed_routing_is_more_uneven_than_uniform() -> None:
