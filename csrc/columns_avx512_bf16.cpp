@@ -129,15 +129,9 @@ void multiply_columns_avx512_bf16(const Element* weight, int64_t row_stride, int
       for (int64_t row = 0; row < rows; row += tile_rows) {
         const Element* tile = weight + row * row_stride + k;
         // Other groups find the weights in the cache, where the first one has them brought.
-        const Element* next = nullptr;
-        if (group == 0) {
-          // After the last rows of this block come the first ones of the next, and after the last
-          // block the rows that follow in memory; what is fetched beyond the weights does no harm.
-          next = tile + tile_rows * row_stride;
-          if (row + tile_rows >= rows) {
-            next += k + kDepthBlock < tokens.depth ? kDepthBlock - rows * row_stride : -k;
-          }
-        }
+        const Element* next = group > 0 ? nullptr
+                                        : row_to_fetch(weight, row_stride, rows, row + tile_rows, k,
+                                                       kDepthBlock, tokens.depth);
         kColumnTiles[vectors - 1](tile, row_stride, rows - row, group_tokens + k * width, depth,
                                   k > 0, next, sums + row * width, width);
       }

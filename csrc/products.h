@@ -15,6 +15,20 @@ namespace coxcompile {
 // multiple of the rows of every tile, and of 16.
 constexpr int64_t kStripRows = 48;
 
+// What to fetch in good time for `row` of a strip of rows that is walked in blocks of the depth,
+// here the one that begins at k. After the last row of a block comes the first one of the next
+// block, after those of the last block come the rows that follow in memory; to fetch what is beyond
+// the weights does no harm.
+template <typename scalar_t>
+const scalar_t* row_to_fetch(const scalar_t* strip, int64_t row_stride, int64_t rows, int64_t row,
+                             int64_t k, int64_t block, int64_t depth) {
+  const scalar_t* next = strip + row * row_stride + k;
+  if (row < rows) {
+    return next;
+  }
+  return k + block < depth ? next - rows * row_stride + block : next - k;
+}
+
 // How many of the `left` tokens go into the next register tile. 7 and 8 go as 4 + 3 and 4 + 4: a
 // tile of one or two is bound by loads.
 inline int64_t tile_width(int64_t left) {
