@@ -9,7 +9,6 @@ from coxcompile.passes import PassContext
 from coxcompile.passes.context import MoEBlock
 from coxcompile.passes.normalize import normalize
 from coxcompile.passes.stream_linears import stream_linears
-from tests.numerics import relative_error
 
 aten = torch.ops.aten
 
@@ -30,7 +29,14 @@ def test_equals_linear(
     assert result.dtype == dtype
     assert result.shape == expected.shape
     if input.numel():
-        assert relative_error(result, expected) < (1e-5 if dtype == torch.float32 else 5e-3)
+        # Beside the sum of magnitudes: terms of a single output may cancel.
+        terms = torch.nn.functional.linear(
+            input.double().abs(),
+            weight.double().abs(),
+            None if double_bias is None else double_bias.abs(),
+        )
+        error = (result.double() - expected).norm() / terms.norm()
+        assert error < (1e-6 if dtype == torch.float32 else 2.5e-3)
 
 
 def test_opcheck() -> None:
