@@ -27,8 +27,8 @@ int64_t depth_of_block(int64_t token_count, int64_t depth) {
 }
 
 // ROWS x TOKENS accumulators, TOKENS token operands and one row operand fill 31 of the 32 vector
-// registers at most. The more rows, the less often the tokens are read; where there are several
-// tiles all of them take the rows of the widest.
+// registers at most. The more rows, the less often the tokens are read; several tiles share
+// their rows, four at a time.
 constexpr int rows_of_tile(int64_t tokens) { return tokens > 4 ? 4 : tokens == 4 ? 6 : 8; }
 
 // sums[token * kStripRows + row] (+)= ROWS rows with TOKENS <= 6 tokens; of fewer `rows` the last
