@@ -36,12 +36,12 @@ class Implementation:
 
 
 def own_implementation(weights: Weights) -> Implementation:
-    """coxmoe's op."""
+    """coxmoe's op, called as compiled graphs call it."""
 
     def experts(
         hidden_states: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor
     ) -> torch.Tensor:
-        output: torch.Tensor = torch.ops.coxmoe.coalesced_experts(
+        output: torch.Tensor = torch.ops.coxmoe.coalesced_experts.default(
             hidden_states, expert_ids, routing_weights, weights.gate_up, weights.down
         )
         return output

@@ -14,6 +14,7 @@
 namespace coxcompile {
 
 void multiply_columns_avx512_bf16(const at::BFloat16* weight, int64_t row_stride, int64_t rows,
+                                  const at::BFloat16* following,
                                   const ColumnTokens<at::BFloat16>& tokens, float* result,
                                   int64_t result_stride);
 
@@ -47,8 +48,8 @@ void ColumnTokens<scalar_t>::pack(const scalar_t* tokens, int64_t token_count,
 template <typename scalar_t>
 int64_t tokens_as_columns(int64_t count, int64_t depth) {
   const int64_t least = column_threshold();
-  if (!std::is_same_v<scalar_t, at::BFloat16> || least == 0 || count < least || depth % 2 != 0 ||
-      !has_columns()) {
+  if (!std::is_same_v<scalar_t, at::BFloat16> || least == 0 || count < least || depth == 0 ||
+      depth % 2 != 0 || !has_columns()) {
     return 0;
   }
   return count % 16 < last_vector_threshold() ? count / 16 * 16 : count;
@@ -56,17 +57,19 @@ int64_t tokens_as_columns(int64_t count, int64_t depth) {
 
 template <typename scalar_t>
 void multiply_columns(const scalar_t* weight, int64_t row_stride, int64_t rows,
-                      const ColumnTokens<scalar_t>& tokens, float* result, int64_t result_stride) {
+                      const scalar_t* following, const ColumnTokens<scalar_t>& tokens,
+                      float* result, int64_t result_stride) {
   if constexpr (std::is_same_v<scalar_t, at::BFloat16>) {
-    multiply_columns_avx512_bf16(weight, row_stride, rows, tokens, result, result_stride);
+    multiply_columns_avx512_bf16(weight, row_stride, rows, following, tokens, result,
+                                 result_stride);
   }
 }
 
 #define COXCOMPILE_INSTANTIATE(scalar_t)                                                           \
   template struct ColumnTokens<scalar_t>;                                                          \
   template int64_t tokens_as_columns<scalar_t>(int64_t, int64_t);                                  \
-  template void multiply_columns(const scalar_t*, int64_t, int64_t, const ColumnTokens<scalar_t>&, \
-                                 float*, int64_t);
+  template void multiply_columns(const scalar_t*, int64_t, int64_t, const scalar_t*,               \
+                                 const ColumnTokens<scalar_t>&, float*, int64_t);
 COXCOMPILE_INSTANTIATE(float)
 COXCOMPILE_INSTANTIATE(at::BFloat16)
 COXCOMPILE_INSTANTIATE(at::Half)

@@ -34,14 +34,15 @@ bool has_columns();
 
 // How many of an expert's `count` tokens go as columns, by thresholds.h; the others are faster on
 // the register tiles of products.h. Zero where there is no such kernel: for types other than
-// bfloat16, processors without AVX512-BF16, and odd depths.
+// bfloat16, processors without AVX512-BF16, and odd depths or none.
 template <typename scalar_t>
 int64_t tokens_as_columns(int64_t count, int64_t depth);
 
 // result[token * result_stride + row] = sum_k weight[row * row_stride + k] * token[k], in float32,
-// for at most kStripRows rows.
+// for at most kStripRows rows. `following`: the rows that will be read after these.
 template <typename scalar_t>
 void multiply_columns(const scalar_t* weight, int64_t row_stride, int64_t rows,
-                      const ColumnTokens<scalar_t>& tokens, float* result, int64_t result_stride);
+                      const scalar_t* following, const ColumnTokens<scalar_t>& tokens,
+                      float* result, int64_t result_stride);
 
 }  // namespace coxcompile

@@ -115,8 +115,8 @@ void transpose_sums(const float* sums, int64_t sums_stride, int64_t tokens, int6
 }  // namespace
 
 void multiply_columns_avx512_bf16(const Element* weight, int64_t row_stride, int64_t rows,
-                                  const ColumnTokens<Element>& tokens, float* result,
-                                  int64_t result_stride) {
+                                  const Element* following, const ColumnTokens<Element>& tokens,
+                                  float* result, int64_t result_stride) {
   alignas(64) float sums[kStripRows * 16 * kMostVectors];
   for (int64_t group = 0; group < tokens.groups(); ++group) {
     const int64_t first = 16 * tokens.first_vector(group);
@@ -131,7 +131,7 @@ void multiply_columns_avx512_bf16(const Element* weight, int64_t row_stride, int
         // Other groups find the weights in the cache, where the first one has them brought.
         const Element* next = group > 0 ? nullptr
                                         : row_to_fetch(weight, row_stride, rows, row + tile_rows, k,
-                                                       kDepthBlock, tokens.depth);
+                                                       kDepthBlock, tokens.depth, following);
         kColumnTiles[vectors - 1](tile, row_stride, rows - row, group_tokens + k * width, depth,
                                   k > 0, next, sums + row * width, width);
       }

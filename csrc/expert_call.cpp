@@ -45,6 +45,25 @@ Activation checked_activation(const char* op, const ActivationOptions& options) 
           static_cast<float>(options.limit.value_or(std::numeric_limits<double>::infinity()))};
 }
 
+// Not by Tensor::to, whose way through the dispatcher takes longer than all other checks together
+// when a single token comes by.
+std::vector<float> as_floats(const at::Tensor& routing_weights) {
+  const at::Tensor source = routing_weights.contiguous();
+  const auto copied = [&](const auto* data) {
+    return std::vector<float>(data, data + source.numel());
+  };
+  switch (source.scalar_type()) {
+    case at::kFloat:
+      return copied(source.const_data_ptr<float>());
+    case at::kBFloat16:
+      return copied(source.const_data_ptr<at::BFloat16>());
+    case at::kHalf:
+      return copied(source.const_data_ptr<at::Half>());
+    default:
+      return copied(source.to(at::kFloat).const_data_ptr<float>());
+  }
+}
+
 ExpertCall call_of(const char* op, const Dimensions& dimensions, const at::Tensor& hidden_states,
                    const at::Tensor& expert_ids, const at::Tensor& routing_weights,
                    const std::variant<StackedWeights, SeparateWeights>& weights,
@@ -53,7 +72,7 @@ ExpertCall call_of(const char* op, const Dimensions& dimensions, const at::Tenso
           dimensions,
           hidden_states.contiguous(),
           expert_ids.contiguous(),
-          routing_weights.to(at::kFloat).contiguous(),
+          as_floats(routing_weights),
           weights,
           checked_activation(op, activation)};
 }

@@ -53,7 +53,7 @@ struct ExpertCall {
   Dimensions dimensions;
   at::Tensor hidden_states;    // contiguous
   at::Tensor expert_ids;       // contiguous, int64 or int32
-  at::Tensor routing_weights;  // contiguous, float32
+  std::vector<float> routing_weights;  // as expert_ids
   std::variant<StackedWeights, SeparateWeights> weights;
   Activation activation;
 

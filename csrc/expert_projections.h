@@ -63,11 +63,18 @@ struct Projection {
     return gathered.data();
   }
 
-  // result[token][i] = outputs[first + i] for i < count, bias included.
-  void run(int64_t first, int64_t count, const TokenBlock<scalar_t>& tokens, float* result,
-           int64_t result_stride, std::vector<scalar_t>& panel) const {
+  // Where the weights of an output begin.
+  const scalar_t* of_output(int64_t output) const {
+    return weight + output * (transposed ? 1 : stride);
+  }
+
+  // result[token][i] = outputs[first + i] for i < count, bias included. `following`: the weights
+  // that will be read after these.
+  void run(int64_t first, int64_t count, const scalar_t* following,
+           const TokenBlock<scalar_t>& tokens, float* result, int64_t result_stride,
+           std::vector<scalar_t>& panel) const {
     const auto& kernels = product_kernels<scalar_t>();
-    const scalar_t* block = weight + first * (transposed ? 1 : stride);
+    const scalar_t* block = of_output(first);
     if (tokens.rows != nullptr) {
       multiply_by_panels(block, stride, transposed, count, depth, tokens.rows, depth, tokens.count,
                          result, result_stride, panel);
@@ -77,13 +84,15 @@ struct Projection {
       // A strip of rows meets both kinds of tokens while it is in the cache.
       for (int64_t row = 0; row < count; row += kStripRows) {
         const int64_t rows = std::min(kStripRows, count - row);
+        const scalar_t* strip = block + row * stride;
+        const scalar_t* after_strip = row + rows < count ? strip + rows * stride : following;
         if (tokens.columns.count > 0) {
-          multiply_columns(block + row * stride, stride, rows, tokens.columns, result + row,
+          multiply_columns(strip, stride, rows, after_strip, tokens.columns, result + row,
                            result_stride);
+          after_strip = nullptr;
         }
-        kernels.row_major(block + row * stride, stride, rows, tokens.columns.count > 0,
-                          tokens.tiles, depth, result + tokens.columns.count * result_stride + row,
-                          result_stride);
+        kernels.row_major(strip, stride, rows, after_strip, tokens.tiles, depth,
+                          result + tokens.columns.count * result_stride + row, result_stride);
       }
     }
     if (bias != nullptr) {

@@ -43,11 +43,11 @@ class ExpertRunner {
         activation_(call.activation),
         routing_(routing),
         hidden_states_(call.hidden_states.const_data_ptr<scalar_t>()),
-        routing_weights_(call.routing_weights.const_data_ptr<float>()),
+        routing_weights_(call.routing_weights.data()),
         workspace_(Workspace<scalar_t>::of_calling_thread(routing.choices.size(), dimensions_)),
         pending_(std::make_unique<std::atomic<int64_t>[]>(dimensions_.experts)),
-        gate_up_(Task::Stage::gate_up, dimensions_, routing),
-        down_(Task::Stage::down, dimensions_, routing) {
+        gate_up_(Task::Stage::gate_up, dimensions_, routing, at::get_num_threads()),
+        down_(Task::Stage::down, dimensions_, routing, at::get_num_threads()) {
     for (const Task& task : gate_up_.tasks()) {
       ++pending_[task.expert];
     }
@@ -59,12 +59,11 @@ class ExpertRunner {
     // expert's gate_up tasks waits only for tasks already running: no deadlock, no barrier.
     parallel_for(0, at::get_num_threads(), 1, [&](int64_t thread, int64_t) {
       try {
-        Scratch<scalar_t> scratch;
-        const bool from_back = thread % 2 == 1;
-        while (const Task* task = failed_ ? nullptr : gate_up_.take(from_back)) {
+        auto& scratch = Scratch<scalar_t>::of_this_thread();
+        while (const Task* task = failed_ ? nullptr : gate_up_.take(thread)) {
           run_gate_up(*task, scratch);
         }
-        while (const Task* task = failed_ ? nullptr : down_.take(from_back)) {
+        while (const Task* task = failed_ ? nullptr : down_.take(thread)) {
           run_down(*task, scratch);
         }
         release_panels<scalar_t>();
@@ -94,20 +93,24 @@ class ExpertRunner {
     const auto gate = weights_.gate_of(task.expert);
     const int64_t stride = 2 * task.count;
     const bool interleaved = weights_.interleaved();
+    const Task& next = gate_up_.after(task);
+    const scalar_t* following =
+        weights_.gate_of(next.expert).of_output(interleaved ? 2 * next.first : next.first);
     const auto row = [&](int64_t position) {
       return hidden_states_ + routing_.choices[position] / dimensions_.top_k * dimensions_.hidden;
     };
     const auto body = [&](int64_t position, int64_t token_count) {
-      scratch.products.resize(token_count * stride + task.count);
-      float* products = scratch.products.data();
+      float* products = scratch.room_for_products(token_count * stride + task.count);
       float* activated = products + token_count * stride;
       if (interleaved) {
-        gate.run(2 * task.first, stride, scratch.tokens, products, stride, scratch.panel);
-      } else {
-        gate.run(task.first, task.count, scratch.tokens, products, stride, scratch.panel);
-        weights_.up_of(task.expert)
-            .run(task.first, task.count, scratch.tokens, products + task.count, stride,
+        gate.run(2 * task.first, stride, following, scratch.tokens, products, stride,
                  scratch.panel);
+      } else {
+        const auto up = weights_.up_of(task.expert);
+        gate.run(task.first, task.count, up.of_output(task.first), scratch.tokens, products, stride,
+                 scratch.panel);
+        up.run(task.first, task.count, following, scratch.tokens, products + task.count, stride,
+               scratch.panel);
       }
       for (int64_t t = 0; t < token_count; ++t) {
         const float* row_products = products + t * stride;
@@ -130,15 +133,17 @@ class ExpertRunner {
       std::this_thread::yield();
     }
     const auto projection = weights_.down_of(task.expert);
+    const Task& next = down_.after(task);
+    const scalar_t* following = weights_.down_of(next.expert).of_output(next.first);
     const auto row = [&](int64_t position) {
       return workspace_.intermediate.data() + position * dimensions_.intermediate;
     };
     const auto body = [&](int64_t position, int64_t token_count) {
-      scratch.products.resize(token_count * task.count);
-      projection.run(task.first, task.count, scratch.tokens, scratch.products.data(), task.count,
+      float* products = scratch.room_for_products(token_count * task.count);
+      projection.run(task.first, task.count, following, scratch.tokens, products, task.count,
                      scratch.panel);
       for (int64_t t = 0; t < token_count; ++t) {
-        scale_row(scratch.products.data() + t * task.count,
+        scale_row(products + t * task.count,
                   routing_weights_[routing_.choices[position + t]], task.count,
                   workspace_.weighted.data() + routing_.rows[position + t] * dimensions_.hidden +
                       task.first);

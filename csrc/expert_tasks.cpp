@@ -1,7 +1,5 @@
 #include "expert_tasks.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -20,18 +18,26 @@ constexpr int64_t kTokensPerRead = 8;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+constexpr uint64_t kOneAtTheEnd = uint64_t{1} << 32;
+uint64_t first_of(uint64_t ends) { return ends % kOneAtTheEnd; }
+uint64_t end_of(uint64_t ends) { return ends / kOneAtTheEnd; }
+uint64_t left_of(uint64_t ends) { return end_of(ends) - first_of(ends); }
+
 }  // namespace
 
 // An expert is cut into tasks of about equal cost; experts of few tokens may be one task.
-TaskQueue::TaskQueue(Task::Stage stage, const Dimensions& dimensions, const Routing& routing) {
+TaskQueue::TaskQueue(Task::Stage stage, const Dimensions& dimensions, const Routing& routing,
+                     int64_t threads)
+    : shares_(threads) {
   const auto cost_of_row = [&](int64_t expert) {
     return routing.token_count(expert) + kTokensPerRead;
   };
   int64_t total = 0;
   for (const int64_t expert : routing.active_experts) {
-    total += 3 * dimensions.intermediate * dimensions.hidden * cost_of_row(expert);
+    total += cost_of_row(expert);
   }
-  const int64_t task_cost = divide_up(total, kTasksPerThread * at::get_num_threads()) + 1;
+  const int64_t weights = dimensions.intermediate * dimensions.hidden;
+  const int64_t task_cost = divide_up(3 * weights * total, kTasksPerThread * threads) + 1;
   // A row of gate_up is one of gate and one of up.
   const auto [rows, depth] = stage == Task::Stage::gate_up
                                  ? std::pair(dimensions.intermediate, 2 * dimensions.hidden)
@@ -42,9 +48,58 @@ TaskQueue::TaskQueue(Task::Stage stage, const Dimensions& dimensions, const Rout
     const int64_t block =
         std::max(divide_up(divide_up(rows, pieces), kStripRows) * kStripRows, kLeastRows);
     for (int64_t first = 0; first < rows; first += block) {
-      tasks_.push_back({stage, expert, first, std::min(block, rows - first)});
+      const int64_t count = std::min(block, rows - first);
+      tasks_.push_back({stage, expert, first, count, count * cost_of_row(expert)});
     }
   }
+  uint64_t task = 0;
+  int64_t cost = 0;
+  for (int64_t share = 0; share < threads; ++share) {
+    const uint64_t first = task;
+    for (; task < tasks_.size() && cost < rows * total * (share + 1) / threads; ++task) {
+      cost += tasks_[task].cost;
+    }
+    shares_[share].ends = first + kOneAtTheEnd * task;
+  }
+}
+
+const Task* TaskQueue::take(int64_t thread) {
+  const Task* task = take_first(shares_[thread]);
+  while (task == nullptr) {
+    Share* fullest = nullptr;
+    uint64_t most = 0;
+    for (Share& share : shares_) {
+      if (const uint64_t left = left_of(share.ends.load(std::memory_order_relaxed)); left > most) {
+        fullest = &share;
+        most = left;
+      }
+    }
+    if (fullest == nullptr) {
+      return nullptr;
+    }
+    task = take_last(*fullest);
+  }
+  return task;
+}
+
+const Task* TaskQueue::take_first(Share& share) {
+  uint64_t ends = share.ends.load(std::memory_order_relaxed);
+  while (left_of(ends) > 0) {
+    if (share.ends.compare_exchange_weak(ends, ends + 1, std::memory_order_relaxed)) {
+      return &tasks_[first_of(ends)];
+    }
+  }
+  return nullptr;
+}
+
+const Task* TaskQueue::take_last(Share& share) {
+  uint64_t ends = share.ends.load(std::memory_order_relaxed);
+  while (left_of(ends) > 0) {
+    if (share.ends.compare_exchange_weak(ends, ends - kOneAtTheEnd, std::memory_order_relaxed)) {
+      return &tasks_[end_of(ends) - 1];
+    }
+  }
+  return nullptr;
 }
 
 }  // namespace coxcompile

@@ -69,7 +69,7 @@ bool has_panels(bool transposed) {
 template <typename scalar_t>
 int64_t least_tokens_for_panels(int64_t depth, bool transposed) {
   if constexpr (kHasBrgemm<scalar_t>) {
-    if (depth % 2 != 0 || !at::globalContext().userEnabledMkldnn()) {
+    if (depth == 0 || depth % 2 != 0 || !at::globalContext().userEnabledMkldnn()) {
       return 0;
     }
     if constexpr (kPaired<scalar_t>) {

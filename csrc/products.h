@@ -17,16 +17,16 @@ constexpr int64_t kStripRows = 48;
 
 // What to fetch in good time for `row` of a strip of rows that is walked in blocks of the depth,
 // here the one that begins at k. After the last row of a block comes the first one of the next
-// block, after those of the last block come the rows that follow in memory; to fetch what is beyond
-// the weights does no harm.
+// block, after those of the last block come the rows at `following`; to fetch what is beyond the
+// weights does no harm.
 template <typename scalar_t>
 const scalar_t* row_to_fetch(const scalar_t* strip, int64_t row_stride, int64_t rows, int64_t row,
-                             int64_t k, int64_t block, int64_t depth) {
-  const scalar_t* next = strip + row * row_stride + k;
+                             int64_t k, int64_t block, int64_t depth, const scalar_t* following) {
   if (row < rows) {
-    return next;
+    return strip + row * row_stride + k;
   }
-  return k + block < depth ? next - rows * row_stride + block : next - k;
+  const scalar_t* next = k + block < depth ? strip + k + block : following;
+  return next + (row - rows) * row_stride;
 }
 
 // How many of the `left` tokens go into the next register tile. 7 and 8 go as 4 + 3 and 4 + 4: a
@@ -71,10 +71,11 @@ template <typename scalar_t>
 struct ProductKernels {
   // weight [rows, depth] with `row_stride` elements between rows (nn.Linear's layout):
   //   result[token * result_stride + row] = sum_k weight[row * row_stride + k] * token[k]
-  // `cached`: the rows have just been read, so their order does not matter.
-  using RowMajor = void (*)(const scalar_t* weight, int64_t row_stride, int64_t rows, bool cached,
-                            const PackedTokens<scalar_t>& tokens, int64_t depth, float* result,
-                            int64_t result_stride);
+  // `following`: the rows that will be read after these, so that the memory does not idle in
+  // between; nullptr: these rows have just been read, and there is nothing to fetch.
+  using RowMajor = void (*)(const scalar_t* weight, int64_t row_stride, int64_t rows,
+                            const scalar_t* following, const PackedTokens<scalar_t>& tokens,
+                            int64_t depth, float* result, int64_t result_stride);
   // weight [depth, columns] with `depth_stride` elements between rows (GPT-OSS's layout):
   //   result[token * result_stride + column] = sum_k weight[k * depth_stride + column] * token[k]
   using Transposed = void (*)(const scalar_t* weight, int64_t depth_stride, int64_t columns,

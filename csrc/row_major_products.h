@@ -104,16 +104,20 @@ template <typename Lanes, int ROWS, int TOKENS>
 }
 
 // result[token * result_stride + row] = each row by itself, with TOKENS <= 6 tokens: memory is read
-// in the order of addresses, which the processor fetches ahead best. One token needs no other
-// prefetch.
+// in the order of addresses, which the processor fetches ahead best.
 template <typename Lanes, int TOKENS>
 [[gnu::noinline]] void row_by_row(const typename Lanes::element* weight, int64_t row_stride,
-                                  int64_t rows, const typename Lanes::element* tokens,
-                                  int64_t depth, float* result, int64_t result_stride) {
+                                  int64_t rows, const typename Lanes::element* following,
+                                  const typename Lanes::element* tokens, int64_t depth,
+                                  float* result, int64_t result_stride) {
   constexpr int kSteps = TOKENS == 1 ? 4 : TOKENS == 2 ? 2 : 1;
   constexpr int64_t kPrefetchBytes = 8 * 1024;
+  const int64_t row_bytes = std::max<int64_t>(depth * sizeof(*weight), 1);
+  const int64_t ahead = (kPrefetchBytes + row_bytes - 1) / row_bytes;
   for (int64_t r = 0; r < rows; ++r) {
     const typename Lanes::element* row = weight + r * row_stride;
+    const auto* next =
+        row_to_fetch(weight, row_stride, rows, r + ahead, 0, depth, depth, following);
     FloatLanes accumulators[kSteps][TOKENS] = {};
     const auto add_step = [&](const auto& row_operand, int64_t k, int step) {
 #pragma GCC unroll 8
@@ -126,11 +130,11 @@ template <typename Lanes, int TOKENS>
     for (; k + kSteps * Lanes::step <= depth; k += kSteps * Lanes::step) {
 #pragma GCC unroll 4
       for (int step = 0; step < kSteps; ++step) {
-        const auto* source = row + k + step * Lanes::step;
-        if (TOKENS > 1) {
-          __builtin_prefetch(reinterpret_cast<const char*>(source) + kPrefetchBytes, 0, 2);
+        const int64_t first = k + step * Lanes::step;
+        if (TOKENS > 1) {  // one token computes too little to get in the way of the processor's own
+          __builtin_prefetch(next + first);
         }
-        add_step(Lanes::load(source), k + step * Lanes::step, step);
+        add_step(Lanes::load(row + first), first, step);
       }
     }
     for (; k < depth; k += Lanes::step) {
@@ -164,40 +168,47 @@ constexpr int64_t kMostTokens = kTokensAtOnce + 5;  // the last tile begins befo
 // Up to kStripRows rows, ROWS at a time, with the tiles that begin at the tokens `first` to `last`.
 template <typename Lanes, int ROWS>
 [[gnu::always_inline]] inline void multiply_tiles(
-    const typename Lanes::element* weight, int64_t row_stride, int64_t rows, bool cached,
-    const PackedTokens<typename Lanes::element>& tokens, int64_t first, int64_t last, int64_t depth,
-    float* sums) {
+    const typename Lanes::element* weight, int64_t row_stride, int64_t rows,
+    const typename Lanes::element* following, const PackedTokens<typename Lanes::element>& tokens,
+    int64_t first, int64_t last, int64_t depth, float* sums) {
   // Rows of more than this are fetched while the ones before them are multiplied, others one turn
   // earlier.
   constexpr int64_t kLongRowsBytes = 8 * 1024;
   const int64_t most =
       ROWS > 4 ? depth : depth_of_block<Lanes>(std::min(tokens.count, last) - first, depth);
-  for (int64_t k = 0; k < depth; k += most) {
+  int64_t k = 0;
+  do {  // without any depth the sums are zeros all the same
     const int64_t block = std::min(most, depth - k);
     const int64_t ahead = ROWS * (ROWS * block * int64_t{sizeof(*weight)} > kLongRowsBytes ? 1 : 2);
     for (int64_t row = 0; row < rows; row += ROWS) {
-      const auto* next = row_to_fetch(weight, row_stride, rows, row + ahead, k, most, depth);
+      const auto* next =
+          following == nullptr
+              ? nullptr
+              : row_to_fetch(weight, row_stride, rows, row + ahead, k, most, depth, following);
       for_tiles(tokens, first, last, [&](auto width, int64_t token, const auto* tile) {
         constexpr int kTokens = decltype(width)::value;
         if constexpr (ROWS == 4 || rows_of_tile(kTokens) == ROWS) {
           row_major_tile<Lanes, ROWS, kTokens>(
               weight + row * row_stride + k, row_stride, rows - row, tile + k * kTokens, block,
-              k > 0, cached ? nullptr : next, sums + (token - first) * kStripRows + row);
+              k > 0, next, sums + (token - first) * kStripRows + row);
         }
       });
     }
-  }
+    k += most;
+  } while (k < depth);
 }
 
 template <typename Lanes>
 void row_major_products(const typename Lanes::element* weight, int64_t row_stride, int64_t rows,
-                        bool cached, const PackedTokens<typename Lanes::element>& tokens,
-                        int64_t depth, float* result, int64_t result_stride) {
+                        const typename Lanes::element* following,
+                        const PackedTokens<typename Lanes::element>& tokens, int64_t depth,
+                        float* result, int64_t result_stride) {
   const int64_t token_bytes = tokens.count * depth * sizeof(*weight);
-  if (!cached && (tokens.count == 1 || (tokens.count <= 6 && token_bytes <= kTokenBytes))) {
+  if (following != nullptr &&
+      (tokens.count == 1 || (tokens.count <= 6 && token_bytes <= kTokenBytes))) {
     for_tiles(tokens, 0, tokens.count, [&](auto width, int64_t, const auto* tile) {
-      row_by_row<Lanes, decltype(width)::value>(weight, row_stride, rows, tile, depth, result,
-                                                result_stride);
+      row_by_row<Lanes, decltype(width)::value>(weight, row_stride, rows, following, tile, depth,
+                                                result, result_stride);
     });
     return;
   }
@@ -205,12 +216,16 @@ void row_major_products(const typename Lanes::element* weight, int64_t row_strid
   alignas(64) float sums[kMostTokens * kStripRows];
   for (int64_t row = 0; row < rows; row += kStripRows) {
     const int64_t strip_rows = std::min(kStripRows, rows - row);
+    const auto* strip = weight + row * row_stride;
+    const auto* after_strip = row + strip_rows < rows && following != nullptr
+                                  ? strip + strip_rows * row_stride
+                                  : following;
     for (int64_t first = 0; first < tokens.count;) {
       const int64_t last = first + kTokensAtOnce;
       const auto multiply = [&](auto rows_at_once) {
-        multiply_tiles<Lanes, decltype(rows_at_once)::value>(weight + row * row_stride, row_stride,
-                                                             strip_rows, cached || first > 0,
-                                                             tokens, first, last, depth, sums);
+        multiply_tiles<Lanes, decltype(rows_at_once)::value>(
+            strip, row_stride, strip_rows, first > 0 ? nullptr : after_strip, tokens, first, last,
+            depth, sums);
       };
       switch (rows_of_tile(tokens.count)) {
         case 4:

@@ -38,8 +38,9 @@ void run_streamed_linear(const at::Tensor& tokens, const at::Tensor& weight,
     for (int64_t first = next_row.fetch_add(kRowsPerTask); first < rows;
          first = next_row.fetch_add(kRowsPerTask)) {
       const int64_t block = std::min(kRowsPerTask, rows - first);
-      kernels.row_major(weight_data + first * depth, depth, block, /*cached=*/false, packed, depth,
-                        products.data(), kRowsPerTask);
+      const scalar_t* task = weight_data + first * depth;
+      kernels.row_major(task, depth, block, task + block * depth, packed, depth, products.data(),
+                        kRowsPerTask);
       for (int64_t t = 0; t < count; ++t) {
         for (int64_t i = 0; i < block; ++i) {
           const float sum = products[t * kRowsPerTask + i];

@@ -1,6 +1,7 @@
 // An expert's tokens in blocks that stay in the cache beside the weight rows they meet.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -17,7 +18,8 @@ namespace coxcompile {
 constexpr int64_t kTokensPerBlock = 256;
 constexpr int64_t kTokensPerPanelBlock = 512;
 
-// What a thread keeps from task to task.
+// What a thread keeps from task to task, and of memory from call to call: to ask the system for
+// some, a thread waits as long as it takes to read megabytes of weights.
 template <typename scalar_t>
 struct Scratch {
   std::vector<const scalar_t*> rows;
@@ -27,6 +29,17 @@ struct Scratch {
   int64_t position = -1;
   std::vector<scalar_t> panel;
   std::vector<float> products;
+
+  static Scratch& of_this_thread() {
+    thread_local Scratch scratch;
+    scratch.position = -1;
+    return scratch;
+  }
+
+  float* room_for_products(size_t count) {
+    products.resize(std::max(products.size(), count));
+    return products.data();
+  }
 };
 
 // Calls body(first position, number of tokens) with these tokens in scratch.tokens, for the

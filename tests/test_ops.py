@@ -235,16 +235,25 @@ def test_any_shape(data: st.DataObject) -> None:
     ).check()
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("tokens", [3, 10, 40, 100])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("hidden", "intermediate"), [(8, 0), (0, 8)])
-def test_experts_without_a_size_give_zeros(hidden: int, intermediate: int) -> None:
-    gate_up = torch.randn(2, 2 * intermediate, hidden)
-    down = torch.randn(2, hidden, intermediate)
-    ids = torch.zeros(3, 1, dtype=torch.int64)
+def test_experts_without_a_size_give_the_bias(
+    hidden: int, intermediate: int, transposed: bool, tokens: int, dtype: torch.dtype
+) -> None:
+    gate_up = torch.randn(2, 2 * intermediate, hidden).to(dtype)
+    down = torch.randn(2, hidden, intermediate).to(dtype)
+    if transposed:
+        gate_up, down = gate_up.mT.contiguous(), down.mT.contiguous()
+    bias = torch.full((2, hidden), 3, dtype=dtype)
+    ids = torch.zeros(tokens, 1, dtype=torch.int64)
+    hidden_states = torch.randn(tokens, hidden).to(dtype)
     output = torch.ops.coxmoe.coalesced_experts(
-        torch.randn(3, hidden), ids, torch.ones(3, 1), gate_up, down
+        hidden_states, ids, torch.ones(tokens, 1), gate_up, down, None, bias, transposed=transposed
     )
-    assert output.shape == (3, hidden)
-    assert not output.any()
+    assert output.shape == (tokens, hidden)
+    assert torch.equal(output, torch.full_like(output, 3))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
