@@ -157,7 +157,7 @@ class ExpertRunner {
   // number of threads.
   template <typename Body>
   void for_sums(const Body& body) const {
-    constexpr int64_t kMost = 512;
+    constexpr int64_t kMost = 4096;
     parallel_for(0, dimensions_.tokens, 16, [&](int64_t begin, int64_t end) {
       float sums[kMost];
       for (int64_t token = begin; token < end; ++token) {
