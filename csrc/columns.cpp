@@ -65,10 +65,10 @@ void multiply_columns(const scalar_t* weight, int64_t row_stride, int64_t rows,
   }
 }
 
-#define COXCOMPILE_INSTANTIATE(scalar_t)                                                           \
-  template struct ColumnTokens<scalar_t>;                                                          \
-  template int64_t tokens_as_columns<scalar_t>(int64_t, int64_t);                                  \
-  template void multiply_columns(const scalar_t*, int64_t, int64_t, const scalar_t*,               \
+#define COXCOMPILE_INSTANTIATE(scalar_t)                                             \
+  template struct ColumnTokens<scalar_t>;                                            \
+  template int64_t tokens_as_columns<scalar_t>(int64_t, int64_t);                    \
+  template void multiply_columns(const scalar_t*, int64_t, int64_t, const scalar_t*, \
                                  const ColumnTokens<scalar_t>&, float*, int64_t);
 COXCOMPILE_INSTANTIATE(float)
 COXCOMPILE_INSTANTIATE(at::BFloat16)

@@ -51,8 +51,8 @@ struct ActivationOptions {
 struct ExpertCall {
   const char* op;
   Dimensions dimensions;
-  at::Tensor hidden_states;    // contiguous
-  at::Tensor expert_ids;       // contiguous, int64 or int32
+  at::Tensor hidden_states;            // contiguous
+  at::Tensor expert_ids;               // contiguous, int64 or int32
   std::vector<float> routing_weights;  // as expert_ids
   std::variant<StackedWeights, SeparateWeights> weights;
   Activation activation;

@@ -143,8 +143,8 @@ class ExpertRunner {
       projection.run(task.first, task.count, following, scratch.tokens, products, task.count,
                      scratch.panel);
       for (int64_t t = 0; t < token_count; ++t) {
-        scale_row(products + t * task.count,
-                  routing_weights_[routing_.choices[position + t]], task.count,
+        scale_row(products + t * task.count, routing_weights_[routing_.choices[position + t]],
+                  task.count,
                   workspace_.weighted.data() + routing_.rows[position + t] * dimensions_.hidden +
                       task.first);
       }

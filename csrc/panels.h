@@ -15,7 +15,8 @@ bool has_panels(bool transposed);
 
 // From how many tokens on panels are faster than the other loops, for bfloat16 by thresholds.h.
 // Zero: never, because oneDNN has no brgemm for the type on this processor, is switched off
-// (torch.backends.mkldnn), cannot take an odd depth or none, or is slower than the kernel of columns.h.
+// (torch.backends.mkldnn), cannot take an odd depth or none, or is slower than the kernel of
+// columns.h.
 template <typename scalar_t>
 int64_t least_tokens_for_panels(int64_t depth, bool transposed);
 

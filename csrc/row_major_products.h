@@ -162,6 +162,7 @@ template <typename Lanes, int TOKENS>
   }
 }
 
+constexpr int64_t kFewTokens = 6;
 constexpr int64_t kTokensAtOnce = 24;
 constexpr int64_t kMostTokens = kTokensAtOnce + 5;  // the last tile begins before kTokensAtOnce
 
@@ -174,23 +175,24 @@ template <typename Lanes, int ROWS>
   // Rows of more than this are fetched while the ones before them are multiplied, others one turn
   // earlier.
   constexpr int64_t kLongRowsBytes = 8 * 1024;
-  const int64_t most =
-      ROWS > 4 ? depth : depth_of_block<Lanes>(std::min(tokens.count, last) - first, depth);
+  // To read whole rows of few tokens is worth more than that the tokens stay in the first level.
+  const int64_t most = tokens.count <= kFewTokens
+                           ? depth
+                           : depth_of_block<Lanes>(std::min(tokens.count, last) - first, depth);
   int64_t k = 0;
   do {  // without any depth the sums are zeros all the same
     const int64_t block = std::min(most, depth - k);
     const int64_t ahead = ROWS * (ROWS * block * int64_t{sizeof(*weight)} > kLongRowsBytes ? 1 : 2);
     for (int64_t row = 0; row < rows; row += ROWS) {
-      const auto* next =
-          following == nullptr
-              ? nullptr
-              : row_to_fetch(weight, row_stride, rows, row + ahead, k, most, depth, following);
+      const auto* next = following == nullptr ? nullptr
+                                              : row_to_fetch(weight, row_stride, rows, row + ahead,
+                                                             k, most, depth, following);
       for_tiles(tokens, first, last, [&](auto width, int64_t token, const auto* tile) {
         constexpr int kTokens = decltype(width)::value;
         if constexpr (ROWS == 4 || rows_of_tile(kTokens) == ROWS) {
-          row_major_tile<Lanes, ROWS, kTokens>(
-              weight + row * row_stride + k, row_stride, rows - row, tile + k * kTokens, block,
-              k > 0, next, sums + (token - first) * kStripRows + row);
+          row_major_tile<Lanes, ROWS, kTokens>(weight + row * row_stride + k, row_stride,
+                                               rows - row, tile + k * kTokens, block, k > 0, next,
+                                               sums + (token - first) * kStripRows + row);
         }
       });
     }
@@ -205,7 +207,7 @@ void row_major_products(const typename Lanes::element* weight, int64_t row_strid
                         float* result, int64_t result_stride) {
   const int64_t token_bytes = tokens.count * depth * sizeof(*weight);
   if (following != nullptr &&
-      (tokens.count == 1 || (tokens.count <= 6 && token_bytes <= kTokenBytes))) {
+      (tokens.count == 1 || (tokens.count <= kFewTokens && token_bytes <= kTokenBytes))) {
     for_tiles(tokens, 0, tokens.count, [&](auto width, int64_t, const auto* tile) {
       row_by_row<Lanes, decltype(width)::value>(weight, row_stride, rows, following, tile, depth,
                                                 result, result_stride);
@@ -223,9 +225,9 @@ void row_major_products(const typename Lanes::element* weight, int64_t row_strid
     for (int64_t first = 0; first < tokens.count;) {
       const int64_t last = first + kTokensAtOnce;
       const auto multiply = [&](auto rows_at_once) {
-        multiply_tiles<Lanes, decltype(rows_at_once)::value>(
-            strip, row_stride, strip_rows, first > 0 ? nullptr : after_strip, tokens, first, last,
-            depth, sums);
+        multiply_tiles<Lanes, decltype(rows_at_once)::value>(strip, row_stride, strip_rows,
+                                                             first > 0 ? nullptr : after_strip,
+                                                             tokens, first, last, depth, sums);
       };
       switch (rows_of_tile(tokens.count)) {
         case 4:
