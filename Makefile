@@ -15,7 +15,7 @@ PIP := $(VENV)/python -m pip --disable-pip-version-check
 # Prints the requirements that an expression over pyproject.toml gives, one a line.
 REQUIREMENTS = @$(VENV)/python -c 'import tomllib; config = tomllib.load(open("pyproject.toml", "rb")); project = config["project"]; extras = project["optional-dependencies"]; print(*$(1), sep="\n")'
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
-CXX_TESTS := $(wildcard tests/amx/*.cpp tests/amx/*.h)
+CXX_TESTS := $(wildcard tests/amx/*.cpp tests/amx/*.h tests/task_queue/*.cpp)
 # The folders of scripts, beside the package, that hold any.
 SCRIPTS := $(patsubst %/,%,$(sort $(dir $(wildcard examples/*.py benchmarks/*.py))))
 # The compiler that both setuptools and Inductor take. It is part of the stamp's name, so that a
@@ -68,17 +68,26 @@ build/ipex/.installed: build/ipex/.packages pyproject.toml setup.py $(shell find
 	CXX=none $(IPEX_PIP) install --no-build-isolation --no-deps --force-reinstall build/ipex/source
 	@touch $@
 
+.PHONY: test-numa
+test-numa: $(INSTALLED) ## test expert weights on two NUMA nodes, in an emulated machine (qemu-system-x86)
+	tests/numa/run_in_two_nodes env OMP_NUM_THREADS=4 $(abspath $(VENV))/python \
+	    -m pytest -p no:cacheprovider --show-capture=no tests/numa $(ARGS)
+
 .PHONY: coexecution
 coexecution: $(INSTALLED) ## policies side by side on the emulated accelerator (ARGS="--policies coxmoe")
 	$(VENV)/python examples/coexecution.py $(ARGS)
 
+# PyTorch then asks for large pages. With small ones the luck of which pages the weights and their
+# packed copies get decides by up to 1.7x.
+LARGE_PAGES := THP_MEM_ALLOC_ENABLE=1
+
 .PHONY: bench
 bench: $(INSTALLED) ## time the experts alone against others and the roofline (ARGS="--tokens 1,8")
-	$(VENV)/python benchmarks/experts.py $(ARGS)
+	$(LARGE_PAGES) $(VENV)/python benchmarks/experts.py $(ARGS)
 
 .PHONY: bench-peers
 bench-peers: $(INSTALLED) build/peers/.installed ## the same beside zentorch, SGLang's kernel and vLLM's
-	PYTHONPATH=build/peers $(VENV)/python benchmarks/experts.py --peers $(ARGS)
+	$(LARGE_PAGES) PYTHONPATH=build/peers $(VENV)/python benchmarks/experts.py --peers $(ARGS)
 
 build/peers/.installed: benchmarks/peers.txt | .venv/.packages
 	rm -rf build/peers

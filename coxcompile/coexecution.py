@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.fx import GraphModule
 
+from coxcompile.ops import CPU_KERNELS
 from coxcompile.options import Options, OptionsError
 from coxcompile.passes import COEXECUTION_PASSES, PASSES, PassContext, lower, lower_coexecution
 from coxcompile.passes.plan import hardware_for
@@ -194,10 +195,31 @@ def refuse_contradictions(options: Options, accelerator: str) -> None:
             'option "pack_linears": weights are packed without an accelerator; use '
             'accelerator="none" or leave it out'
         )
+    if options.spread_experts and (reason := _obstacle_to_spreading(options, accelerator)):
+        problems.append(f'option "spread_experts": {reason}')
     if options.cpu_kernels == "ipex":
         problems += _ipex_problems(accelerator)
     if problems:
         raise OptionsError(problems)
+
+
+def _obstacle_to_spreading(options: Options, accelerator: str) -> str | None:
+    if accelerator != "none":
+        return (
+            "experts are spread over NUMA nodes without an accelerator; use "
+            'accelerator="none" or leave it out'
+        )
+    if options.cpu_kernels == "ipex":
+        return (
+            'cpu_kernels="ipex" reads packed copies of the weights; use "auto", or leave '
+            "spread_experts out"
+        )
+    if CPU_KERNELS != "native":
+        return (
+            "the C++ kernels, which move the pages, were not built; install a C++ compiler and "
+            "coxcompile again, or leave it out"
+        )
+    return None
 
 
 def _ipex_problems(accelerator: str) -> list[str]:

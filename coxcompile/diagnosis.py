@@ -18,8 +18,9 @@ Provider = Literal["native", "plain"]
 VARIABLES = (
     *("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "OMP_WAIT_POLICY", "GOMP_CPU_AFFINITY"),
     *("KMP_AFFINITY", "MKL_NUM_THREADS", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"),
+    "THP_MEM_ALLOC_ENABLE",
 )
-"""Of the environment, what chooses threads, their places and instruction sets."""
+"""Of the environment, what chooses threads, their places, instruction sets and sizes of pages."""
 
 
 @dataclass(frozen=True, kw_only=True)

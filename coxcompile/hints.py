@@ -93,7 +93,17 @@ def _places(found: Diagnosis) -> Iterator[str]:
     if nodes > 1 and not any(name in found.variables for name in _PLACES):
         yield (
             f"Threads are free to move between {nodes} NUMA nodes, away from the weights they "
-            "read: set OMP_PROC_BIND=spread OMP_PLACES=cores, or keep to one node with numactl."
+            "read: set OMP_PROC_BIND=spread OMP_PLACES=cores and compile with the option "
+            "spread_experts, or keep to one node with numactl."
+        )
+
+
+def _pages(found: Diagnosis) -> Iterator[str]:
+    on_request = found.processor.large_pages == "madvise"
+    if on_request and found.variables.get("THP_MEM_ALLOC_ENABLE") != "1":
+        yield (
+            "Weights get small pages, since Linux gives large ones on request and PyTorch does not "
+            "ask: set THP_MEM_ALLOC_ENABLE=1 before it starts."
         )
 
 
@@ -115,6 +125,7 @@ _RULES: tuple[Callable[[Diagnosis], Iterator[str]], ...] = (
     _amx,
     _threads,
     _places,
+    _pages,
     _gpu,
     _bfloat16,
 )

@@ -105,6 +105,14 @@ class Options:
             check=checks.one_of(*get_args(CpuKernels)),
         ),
     )
+    spread_experts: bool = field(
+        default=False,
+        metadata=declare(
+            help="On a machine of several NUMA nodes, move a part of every expert's weights to each"
+            " node, the part that its threads read; without an accelerator.",
+            check=checks.flag(),
+        ),
+    )
 
     accelerator: AcceleratorName = field(
         default="auto",

@@ -1,4 +1,6 @@
-"""What the operating system says of the processor: instruction sets, AMX, CPUs, NUMA nodes."""
+"""What the operating system says of the processor and its memory: instruction sets, AMX, CPUs,
+NUMA nodes, large pages.
+"""
 
 import ctypes
 import os
@@ -22,7 +24,8 @@ class ProcessorFacts:
 
     ``instruction_sets`` are those that matter to products, as Linux names them. ``usable_cpus`` are
     hardware threads, ``usable_cores`` the cores they are on; ``quota_cpus`` is what a container's
-    limit on time comes to, None without one.
+    limit on time comes to, None without one. ``large_pages`` is when programs get pages of
+    megabytes: "always", on request ("madvise") or "never".
     """
 
     instruction_sets: tuple[str, ...]
@@ -31,6 +34,7 @@ class ProcessorFacts:
     usable_cores: int
     quota_cpus: float | None
     numa_nodes: int
+    large_pages: str
 
     @property
     def has_amx(self) -> bool:
@@ -52,6 +56,7 @@ def this_processor() -> ProcessorFacts:
         usable_cores=len({_siblings(cpu) for cpu in cpus}),
         quota_cpus=quota_cpus(),
         numa_nodes=max(1, len(list((SYS / "devices/system/node").glob("node[0-9]*")))),
+        large_pages=_large_pages(),
     )
 
 
@@ -82,6 +87,12 @@ def quota_cpus() -> float | None:
     if not quota.strip().isdecimal() or not period.strip().isdecimal():  # "max", "-1", no file
         return None
     return int(quota) / int(period)
+
+
+def _large_pages() -> str:
+    """The one in brackets of "always [madvise] never"."""
+    found = re.search(r"\[(\w+)\]", _read(SYS / "kernel/mm/transparent_hugepage/enabled"))
+    return found[1] if found else "never"
 
 
 def _siblings(cpu: int) -> str:

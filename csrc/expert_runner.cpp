@@ -10,6 +10,7 @@
 
 #include "expert_projections.h"
 #include "expert_tasks.h"
+#include "memory_nodes.h"
 #include "parallel.h"
 #include "row_arithmetic.h"
 #include "token_blocks.h"
@@ -46,8 +47,10 @@ class ExpertRunner {
         routing_weights_(call.routing_weights.data()),
         workspace_(Workspace<scalar_t>::of_calling_thread(routing.choices.size(), dimensions_)),
         pending_(std::make_unique<std::atomic<int64_t>[]>(dimensions_.experts)),
-        gate_up_(Task::Stage::gate_up, dimensions_, routing, at::get_num_threads()),
-        down_(Task::Stage::down, dimensions_, routing, at::get_num_threads()) {
+        gate_up_(Task::Stage::gate_up, dimensions_, routing, at::get_num_threads(),
+                 memory_nodes().size()),
+        down_(Task::Stage::down, dimensions_, routing, at::get_num_threads(),
+              memory_nodes().size()) {
     for (const Task& task : gate_up_.tasks()) {
       ++pending_[task.expert];
     }
@@ -57,13 +60,14 @@ class ExpertRunner {
   void run() {
     // No thread takes a down task before every gate_up task is taken, so a thread that waits for an
     // expert's gate_up tasks waits only for tasks already running: no deadlock, no barrier.
-    parallel_for(0, at::get_num_threads(), 1, [&](int64_t thread, int64_t) {
+    parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
       try {
         auto& scratch = Scratch<scalar_t>::of_this_thread();
-        while (const Task* task = failed_ ? nullptr : gate_up_.take(thread)) {
+        const int64_t share = gate_up_.claim_share(node_of_this_thread());
+        while (const Task* task = failed_ ? nullptr : gate_up_.take(share)) {
           run_gate_up(*task, scratch);
         }
-        while (const Task* task = failed_ ? nullptr : down_.take(thread)) {
+        while (const Task* task = failed_ ? nullptr : down_.take(share)) {
           run_down(*task, scratch);
         }
         release_panels<scalar_t>();

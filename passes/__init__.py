@@ -18,6 +18,7 @@ from coxcompile.passes.place import place
 from coxcompile.passes.plan import plan
 from coxcompile.passes.schedule import schedule
 from coxcompile.passes.split_experts import split_experts
+from coxcompile.passes.spread_experts import spread_experts
 from coxcompile.passes.stream_linears import stream_linears
 from coxcompile.passes.use_ipex_experts import use_ipex_experts
 from coxcompile.passes.verify import verify
@@ -30,6 +31,7 @@ PASSES: tuple[Pass, ...] = (
     stream_linears,
     count_choices,
     use_ipex_experts,
+    spread_experts,
 )
 
 COEXECUTION_PASSES: tuple[Pass, ...] = (

@@ -153,6 +153,7 @@ def test_dump_writes_the_graph_after_each_pass(tmp_path: Path) -> None:
         "4_stream_linears.txt",
         "5_count_choices.txt",
         "6_use_ipex_experts.txt",
+        "7_spread_experts.txt",
     } <= set(written)
     assert "blocks.txt" in written
     coalesced = (tmp_path / "graph_0" / "2_coalesce.txt").read_text()
@@ -182,6 +183,7 @@ def test_explain_runs_nothing_and_describes_blocks() -> None:
         "stream_linears",
         "count_choices",
         "use_ipex_experts",
+        "spread_experts",
     ]
     assert "2 MoE block(s)" in str(explanation)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -187,7 +187,7 @@ def test_installed_peers_compute_the_layer(peer: experts_peers.Peer) -> None:
 
 def rows_of(tokens: int, **milliseconds: float) -> list[Row]:
     return [
-        Row("tiny", tokens, "uniform", name, time, 0.5, None if name == "roofline" else 2e-3)
+        Row("tiny", tokens, "uniform", name, time, 1 / time, None if name == "roofline" else 2e-3)
         for name, time in milliseconds.items()
     ]
 
@@ -218,6 +218,17 @@ def test_no_speed_over_peers_that_were_not_timed() -> None:
     assert experts_report.table_of(TINY, rows).columns[-1].header == "vLLM"
     with pytest.raises(ValueError, match="none of zentorch, SGLang"):
         experts_report.summary_of(rows)
+
+
+def test_speed_is_that_beside_the_roofline_of_the_moment() -> None:
+    rows = [
+        Row("tiny", 1, "uniform", "roofline", 1.0, 1.0, None),
+        Row("tiny", 1, "uniform", "coxmoe", 4.0, 0.9, 2e-3),
+        Row("tiny", 1, "uniform", "zentorch", 2.0, 0.6, 2e-3),
+    ]
+    table = experts_report.table_of(TINY, rows)
+    assert list(table.columns[-1].cells) == ["1.50x"]
+    assert list(table.columns[-2].cells) == ["2.00 · 60% (1.50x)"]
 
 
 def test_largest_errors() -> None:

@@ -31,6 +31,7 @@ WELL = Diagnosis(
         usable_cores=32,
         quota_cpus=None,
         numa_nodes=1,
+        large_pages="always",
     ),
     kernels=Kernels(
         provider="native",
@@ -111,6 +112,7 @@ def changed(**facts: object) -> Diagnosis:
             "7.5 CPUs that this container's limit leaves: set OMP_NUM_THREADS=7",
         ),
         (changed(numa_nodes=2), "between 2 NUMA nodes"),
+        (changed(large_pages="madvise"), "set THP_MEM_ALLOC_ENABLE=1"),
         (replace(WELL, machine=NO_GPU), "torch 2.13.0+cu130 finds no GPU"),
         (replace(WELL, triton=None), "pip install triton"),
         (changed(instruction_sets=("avx2",)), "multiplies no bfloat16"),
@@ -128,8 +130,10 @@ def test_what_is_slow_gets_one_hint(found: Diagnosis, fragment: str) -> None:
         replace(WELL, machine=NO_GPU, nvidia_driver=False, triton=None),
         replace(changed(quota_cpus=4.0), threads=4),
         changed(instruction_sets=AMX[:3], amx_permitted=False),
+        replace(changed(large_pages="madvise"), variables={"THP_MEM_ALLOC_ENABLE": "1"}),
+        changed(large_pages="never"),
     ],
-    ids=["bound threads", "no GPU", "threads as the limit", "no AMX"],
+    ids=["bound threads", "no GPU", "limit of threads", "no AMX", "requested pages", "no pages"],
 )
 def test_no_hint_where_nothing_can_be_gained(found: Diagnosis) -> None:
     assert hints(found) == []
@@ -157,6 +161,7 @@ def test_processor_is_read(system: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for cpu, siblings in {0: "0,4", 1: "1,5", 2: "2,6", 5: "1,5"}.items():
         topology = system / f"devices/system/cpu/cpu{cpu}/topology"
         write(topology / "thread_siblings_list", f"{siblings}\n")
+    write(system / "kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n")
     for node in ("node0", "node1", "has_cpu"):
         (system / "devices/system/node" / node).mkdir(parents=True)
     facts = this_processor()
@@ -164,6 +169,7 @@ def test_processor_is_read(system: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert facts.has_amx
     assert facts.amx_permitted
     assert (facts.usable_cpus, facts.usable_cores, facts.numa_nodes) == (4, 3, 2)
+    assert facts.large_pages == "madvise"
 
 
 @pytest.mark.usefixtures("system")
@@ -176,6 +182,7 @@ def test_a_system_that_says_nothing_is_simple(monkeypatch: pytest.MonkeyPatch) -
         usable_cores=2,
         quota_cpus=None,
         numa_nodes=1,
+        large_pages="never",
     )
 
 

@@ -66,6 +66,7 @@ def rows(found: "Diagnosis") -> Iterator[tuple[str, str]]:
         yield "its linear in bfloat16", found.onednn.implementation or "not used by PyTorch"
     yield "threads", _threads(found)
     yield "NUMA nodes", str(processor.numa_nodes)
+    yield "large pages", processor.large_pages
     yield "GPU", found.machine.gpu or "none"
     yield from found.variables.items()
 
