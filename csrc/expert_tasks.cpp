@@ -28,7 +28,7 @@ uint64_t count_of(uint64_t left) { return end_of(left) - first_of(left); }
 
 TaskQueue::TaskQueue(Task::Stage stage, const Dimensions& dimensions, const Routing& routing,
                      int64_t threads, int64_t nodes)
-    : shares_(std::max(threads, nodes)) {
+    : shares_(std::max(threads, nodes)), nodes_(nodes) {
   const int64_t shares = shares_.size();
   for (int64_t node = 0; node < nodes; ++node) {
     const size_t first_task = tasks_.size();
@@ -37,6 +37,8 @@ TaskQueue::TaskQueue(Task::Stage stage, const Dimensions& dimensions, const Rout
     for (int64_t share = first_share; share < end_share; ++share) {
       shares_[share].node = node;
     }
+    nodes_[node].next_share = first_share;
+    nodes_[node].end_share = end_share;
     divide(first_task, first_share, end_share);
   }
 }
@@ -89,11 +91,11 @@ void TaskQueue::divide(size_t first_task, int64_t first_share, int64_t end_share
 }
 
 int64_t TaskQueue::claim_share(int64_t node) {
-  for (const bool any_node : {false, true}) {
-    for (size_t share = 0; share < shares_.size(); ++share) {
-      if ((any_node || shares_[share].node == node) && !shares_[share].claimed.exchange(true)) {
-        return share;
-      }
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    Node& from = nodes_[(node + i) % nodes_.size()];
+    if (const int64_t share = from.next_share.fetch_add(1, std::memory_order_relaxed);
+        share < from.end_share) {
+      return share;
     }
   }
   return 0;  // threads can have the same, too

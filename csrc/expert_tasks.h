@@ -50,7 +50,10 @@ class TaskQueue {
     // Both in one number, so that no task is taken twice: the first and the end of what is left.
     std::atomic<uint64_t> left{0};
     int64_t node = 0;
-    std::atomic<bool> claimed{false};
+  };
+  struct alignas(64) Node {
+    std::atomic<int64_t> next_share{0};
+    int64_t end_share = 0;
   };
 
   void add_tasks(Task::Stage stage, const Dimensions& dimensions, const Routing& routing,
@@ -62,6 +65,7 @@ class TaskQueue {
 
   std::vector<Task> tasks_;
   std::vector<Share> shares_;
+  std::vector<Node> nodes_;
 };
 
 }  // namespace coxcompile
